@@ -1,0 +1,1 @@
+"""From files to batches: tables, manifests, the pixel store, drawn hands."""

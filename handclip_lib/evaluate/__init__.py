@@ -1,0 +1,1 @@
+"""Features, retrieval metrics, protocols and their intervals."""

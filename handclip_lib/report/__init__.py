@@ -1,0 +1,1 @@
+"""Run folders, figures, executed notebooks, study tables."""

@@ -1,0 +1,190 @@
+"""The parameter tree: every field a run may be told, its type, its range and its default."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from handclip_lib.aspects import ASPECTS
+
+
+class Node(BaseModel):
+    """A branch of the tree: frozen, and closed to keys that it does not name."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, got true/false")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Rate = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+
+
+class Drawn(Node):
+    """The drawn-hands set, made at `data.root` when it is not there yet."""
+
+    persons: Annotated[int, BeforeValidator(_no_bool), Field(ge=2)] = 40
+    seed: Whole = 0
+    shots: tuple[Count, Count] = (8, 12)  # plain photographs an aspect, from and to (inclusive)
+
+
+class Data(Node):
+    """Which photographs."""
+
+    dataset: Literal["11k", "HD", "drawn", "own"] = "11k"
+    root: str = ""  # empty: data/11k, data/HD, data/drawn_hands; own: a folder or a CSV
+    drawn: Drawn = Drawn()
+
+
+class Split(Node):
+    """How the table becomes a manifest. `seed` is the data's own, apart from the run's."""
+
+    mode: Literal["published", "person_disjoint"] = "published"
+    seed: Whole = 0
+    draws: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=100)] = 10
+    select: Literal["persons", "none"] = "none"
+    legacy_tree: str = ""  # a train_val_test_split_<aspect> folder to take as it is
+
+
+class Model(Node):
+    """An image tower: any open_clip name, `tiny`, `tiny_rn`, or a path; and how it sees images."""
+
+    name: str = "ViT-B-16-quickgelu"
+    pretrained: str = "openai"  # an open_clip tag, a weights file, or empty for what `name` holds
+    image_size: Count | None = None  # pixels; None: the tower's own
+    fit: Literal["squash", "pad", "hand"] = "squash"
+
+
+class Evaluation(Node):
+    """How retrieval is scored: the same for every row of a table."""
+
+    feature: tuple[Literal["penult", "pool", "proj"], ...] = ("pool", "proj")
+    bootstrap: Annotated[int, BeforeValidator(_no_bool), Field(ge=100)] = 2000
+    batch_size: Count = 64
+
+    @field_validator("feature")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name at least one of penult, pool, proj, each once")
+        return value
+
+
+class Baseline(Node):
+    """Notebook 01: prompts of the zero-shot classifier, the tower beside, the projections."""
+
+    templates: tuple[str, ...] = (
+        "a photo of a {aspect} hand of a person.",
+        "a {aspect} view of a human hand.",
+        "a close-up photo of the {aspect} side of a hand.",
+        "a scan of a {aspect} hand, plain background.",
+        "a biometric image of a {aspect} hand.",
+    )
+    beside: Model | None = Model(name="RN50-quickgelu")
+    projections: tuple[Literal["pca", "tsne", "umap"], ...] = ("pca", "tsne", "umap")
+
+    @field_validator("templates")
+    @classmethod
+    def _has_slot(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or any(t.count("{") != 1 or "{aspect}" not in t for t in value):
+            raise ValueError("every template needs the slot {aspect}, once and no other")
+        return value
+
+
+class Device(Node):
+    """Where it runs. Figures must agree between machines, so evaluation is in full precision."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+
+class LossSpec(Node):
+    """One loss by name; keys beside these belong to the loss and are checked where it is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    type: str
+    weight: float | None = None
+    on: tuple[str, ...] | None = None
+
+
+class Stage1(Node):
+    """Identity cross-entropy with frozen text."""
+
+    epochs: Count = 60
+    batch_size: Count = 64
+    lr: Rate = 1e-5
+
+
+class Stage2(Node):
+    """Metric losses on stage-1 weights."""
+
+    variant: Literal["finetuned", "baseline"] = "finetuned"
+    resume_from: str = ""
+    epochs: Count = 40
+    batch_size: Count = 64
+    lr: Rate = 5e-6
+    losses: tuple[LossSpec, ...] = (
+        LossSpec(type="cross_entropy"),
+        LossSpec(type="triplet"),
+    )
+    save_dir: str = ""
+
+
+class Params(Node):
+    """The tree. Branches are stations of the kit; `reports` may move the run folders."""
+
+    aspect: str = "dorsal_r"
+    study: str = "demo"
+    seed: Whole = 0
+    tag: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.+=-]*)?$")] = ""
+    experiment: str = ""  # the user's own name of it, shown in reports
+    reports: str = ""  # empty: $HANDCLIP_REPORTS, else reports/ of the project
+    data: Data = Data()
+    split: Split = Split()
+    model: Model = Model()
+    evaluation: Evaluation = Evaluation()
+    baseline: Baseline = Baseline()
+    device: Device = Device()
+    stage1: Stage1 = Stage1()
+    stage2: Stage2 = Stage2()
+
+    @field_validator("aspect")
+    @classmethod
+    def _known_aspect(cls, value: str) -> str:
+        if value not in ASPECTS:
+            raise ValueError(
+                f"unknown aspect{did_you_mean(value, ASPECTS)}; one of {', '.join(ASPECTS)}"
+            )
+        return value
+
+    def table(self) -> pd.DataFrame:
+        """What this run is told: who it is, and every value that is not the default."""
+        mine, usual = dict(leaves(self.model_dump())), dict(leaves(Params().model_dump()))
+        always = ("aspect", "study", "seed", "tag")
+        rows = {k: v for k, v in mine.items() if k in always or v != usual.get(k)}
+        frame = pd.DataFrame({"value": [str(v) for v in rows.values()]}, index=pd.Index(rows))
+        return frame.rename_axis("parameter")
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested mapping with its dotted path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean '…'?` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
