@@ -1,0 +1,153 @@
+"""A folder of drawn hands in the layout of 11k Hands: HandInfo.csv and Hands/*.jpg."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from PIL import Image
+from tqdm.auto import tqdm
+
+from handclip_lib.aspects import ASPECTS, CHAIN
+from handclip_lib.data.drawn.draw import draw_hand
+from handclip_lib.data.drawn.person import Person, make_person, person_seed, stream
+
+GENERATOR = 1  # raise it whenever a pixel changes: a folder of another version is refused
+MARKER = "drawn.json"
+BEGUN = "drawn.begun.json"
+COLUMNS = (
+    "id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName",
+    "irregularities",
+)  # fmt: skip
+QUOTED = ("id", "gender", "skinColor", "aspectOfHand", "imageName")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of HandInfo.csv and what it takes to draw it."""
+
+    pid: int
+    person: Person
+    aspect: str
+    shot: int
+    number: int
+    accessories: bool
+    nail_polish: bool
+    irregular: bool
+
+    @property
+    def name(self) -> str:
+        """The file name, as 11k Hands numbers its own."""
+        return f"Hand_{self.number:07d}.jpg"
+
+
+def draw_dataset(
+    root: Path,
+    persons: int = 40,
+    seed: int = 0,
+    shots: tuple[int, int] = (8, 12),
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Draws `persons` people into root and returns root; does nothing where that is done.
+
+    shots: fewest and most plain pictures per person and aspect; pictures with accessories come
+    besides. A run that was stopped goes on where it stopped. workers: processes (None: one per
+    CPU). ValueError where root holds another set, or anything that isn't drawn hands.
+    """
+    root = Path(root)
+    spec = {"kind": "drawn hands", "generator": GENERATOR, "seed": seed}
+    spec |= {"persons": persons, "shots": list(shots)}
+    if persons < 1 or not 1 <= shots[0] <= shots[1]:
+        raise ValueError(f"persons={persons}, shots={shots}: need persons >= 1 and 1 <= low <= high")
+    if _is_done(root, spec):
+        return root
+    (root / "Hands").mkdir(parents=True, exist_ok=True)
+    _write(root / BEGUN, json.dumps(spec))
+    rows = plan(persons, seed, shots)
+    missing = [row for row in rows if not (root / "Hands" / row.name).exists()]
+    jobs = (delayed(_save)(root, row) for row in missing)
+    done = Parallel(n_jobs=workers or -1, return_as="generator_unordered")(jobs)
+    bar = tqdm(done, total=len(missing), desc="drawing hands", disable=not progress)
+    for _ in bar:
+        pass
+    _write_table(root, rows)
+    os.replace(root / BEGUN, root / MARKER)
+    return root
+
+
+def plan(persons: int, seed: int, shots: tuple[int, int]) -> list[Picture]:
+    """All pictures of a set in the order of the table; a person's don't depend on later ones."""
+    rows: list[Picture] = []
+    pid, number = 0, 1
+    for index in range(persons):
+        person = make_person(person_seed("drawn", seed, index))
+        rng = stream(person.seed, "plan", *shots)
+        pid += int(rng.integers(1, 9)) + (400 if rng.random() < 0.04 else 0)
+        polish = person.gender == "female" and rng.random() < 0.25
+        wears, irregular = rng.random() < 0.75, rng.random() < 0.03
+        for aspect in CHAIN:
+            plain = int(rng.integers(shots[0], shots[1] + 1))
+            worn = max(1, round(plain * rng.uniform(0.2, 0.5))) if wears else 0
+            for shot in range(plain + worn):
+                number += 1 + (int(rng.integers(1, 5)) if rng.random() < 0.05 else 0)
+                rows.append(
+                    Picture(pid, person, aspect, shot, number, shot >= plain, polish, irregular)
+                )
+    return rows
+
+
+def _is_done(root: Path, spec: dict[str, object]) -> bool:
+    """True if root holds this very set; ValueError if it holds anything but a part of it."""
+    for name in (MARKER, BEGUN):
+        if (root / name).exists():
+            found = json.loads((root / name).read_text())
+            if found != spec:
+                raise ValueError(
+                    f"{root} holds other drawn hands: {found}, asked for: {spec}; "
+                    "name another folder, or delete this one"
+                )
+            return name == MARKER
+    if root.exists() and any(root.iterdir()):
+        raise ValueError(
+            f"{root} isn't empty and holds no drawn hands; name another folder, or empty this one"
+        )
+    return False
+
+
+def _save(root: Path, row: Picture) -> None:
+    """Draws one picture and writes it under a temporary name first."""
+    pixels = draw_hand(
+        row.person,
+        row.aspect,
+        row.shot,
+        accessories=row.accessories,
+        nail_polish=row.nail_polish,
+        irregular=row.irregular,
+    )
+    quality = int(stream(row.person.seed, row.aspect, row.shot, "jpeg").integers(80, 96))
+    part = root / f"{row.name}.part"
+    Image.fromarray(np.ascontiguousarray(pixels)).save(part, format="JPEG", quality=quality)
+    os.replace(part, root / "Hands" / row.name)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a small file at once or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, newline="")
+    os.replace(part, path)
+
+
+def _write_table(root: Path, rows: list[Picture]) -> None:
+    """HandInfo.csv with 11k's columns, quoting, zero-padded ids and line ends."""
+    lines = [",".join(COLUMNS)]
+    for row in rows:
+        person = row.person
+        values = (f"{row.pid:07d}", person.age, person.gender, person.skin_color)
+        flags = (int(row.accessories), int(row.nail_polish))
+        rest = (ASPECTS[row.aspect].metadata, row.name, int(row.irregular))
+        cells = zip(COLUMNS, (*values, *flags, *rest), strict=True)
+        lines.append(",".join(f'"{v}"' if name in QUOTED else str(v) for name, v in cells))
+    _write(root / "HandInfo.csv", "\r\n".join(lines) + "\r\n")

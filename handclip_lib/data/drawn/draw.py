@@ -1,0 +1,49 @@
+"""One picture: person, aspect and shot number in, a photograph of a hand out."""
+
+import numpy as np
+
+from handclip_lib.data.drawn.nails import POLISH, add_nails
+from handclip_lib.data.drawn.person import Person, hand_of, split_aspect, stream
+from handclip_lib.data.drawn.pose import chains, make_shot
+from handclip_lib.data.drawn.relief import Subject, layers
+from handclip_lib.data.drawn.scene import compose, photograph
+from handclip_lib.data.drawn.shape import build, make_frame
+from handclip_lib.data.drawn.skin import paint
+from handclip_lib.data.drawn.worn import add_band, add_pen, add_rings, add_sleeve
+
+
+def draw_hand(
+    person: Person,
+    aspect: str,
+    shot: int,
+    *,
+    accessories: bool = False,
+    nail_polish: bool = False,
+    irregular: bool = False,
+    size: tuple[int, int] = (640, 480),
+) -> np.ndarray:
+    """A picture of the hand, (H, W, 3) uint8 RGB; size is (W, H), 4:3 as 11k Hands' are.
+
+    aspect is dorsal_r, dorsal_l, palmar_r or palmar_l (ValueError otherwise); irregular: pen
+    marks on the skin. The same person seed, aspect and shot number give the same picture.
+    """
+    surface, side = split_aspect(aspect)
+    pose = make_shot(person, aspect, shot, accessories)
+    rng = stream(person.seed, aspect, shot, "render")
+    hand = hand_of(person, side)
+    joints = chains(hand, pose)
+    thumb = 1 if (surface == "dorsal") == (side == "r") else -1
+    frame = make_frame(joints, pose, thumb, size)
+    subject = Subject(person, surface, side, hand, joints, frame)
+    shape = build(frame, hand, joints, pose)
+    rgb = paint(subject, shape, layers(subject, shape), pose, rng)
+    polish = int(rng.integers(len(POLISH)))
+    if surface == "dorsal":
+        add_nails(rgb, subject, shape, pose, polish if nail_polish else None)
+    if irregular:
+        add_pen(rgb, subject, rng)
+    add_rings(rgb, subject, shape, pose, rng)
+    alpha = np.clip(0.5 - shape.distance * frame.scale, 0, 1)
+    add_band(rgb, alpha, subject, shape, pose, rng)
+    add_sleeve(rgb, alpha, subject, pose, rng)
+    return photograph(compose(rgb, alpha, frame, pose, rng), pose, rng)
