@@ -1,0 +1,154 @@
+"""What may not happen in a manifest, and what is in it: leaks, missing matches, counts."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import pandas as pd
+
+from handclip_lib.aspects import OFFSETS
+
+COLUMNS = ("split", "draw", "pid", "aspect", "image")
+TRAINING = ("train", "val", "select")
+TESTING = ("query", "gallery", "gallery_all")
+SPLITS = TRAINING + TESTING
+
+
+class SplitError(ValueError):
+    """A split that can't be made, or that leaks; the message names persons and images."""
+
+
+def order(rows: Iterable[tuple[str, int, int, str, str]]) -> pd.DataFrame:
+    """A manifest of rows (split, draw, pid, aspect, image) in the one order that it has."""
+    ranked = sorted(rows, key=lambda row: (SPLITS.index(row[0]), row[1], row[2], row[4]))
+    return pd.DataFrame(ranked, columns=list(COLUMNS))
+
+
+def persons(pids: "pd.Series[int]") -> "pd.Series[int]":
+    """The persons behind a manifest's labels: gallery_all's offsets taken off."""
+    plain = pids.copy()
+    for offset in reversed(OFFSETS):
+        plain = plain.where(plain < offset, plain - offset)
+    return plain
+
+
+def check_leaks(*manifests: pd.DataFrame, across: bool | None = None) -> None:
+    """Raise SplitError, naming the culprits, when training and test share an image or identity.
+
+    Also for a repeated row, an image under two persons, and a query without a match in its draw.
+    manifests: of one data set. across: compare persons behind all hands, not one manifest's
+    labels; so it is by default when several manifests are given, as for training on them all.
+    """
+    for manifest in manifests:
+        _check_rows(manifest)
+        _check_matches(manifest)
+    rows = pd.concat([m[list(COLUMNS)] for m in manifests], ignore_index=True)
+    rows["person"] = persons(rows["pid"])
+    if across is None:
+        across = len(manifests) > 1
+    owners = rows.drop_duplicates(["image", "person"])
+    _refuse(owners.loc[owners["image"].duplicated(), "image"], "image under two persons")
+    training, testing = (rows[rows["split"].isin(side)] for side in (TRAINING, TESTING))
+    shared = training.loc[training["image"].isin(testing["image"]), "image"]
+    _refuse(shared, "image in training and in test")
+    label = "person" if across else "pid"
+    shared = training.loc[training[label].isin(testing[label]), label]
+    _refuse(shared, "person in training and in test")
+    held = rows["split"] == "select"
+    trained = rows["split"].isin(("train", "val"))
+    shared = rows.loc[held & rows["person"].isin(rows.loc[trained, "person"]), "person"]
+    _refuse(shared, "person held out for selection and trained on")
+
+
+def _check_rows(manifest: pd.DataFrame) -> None:
+    strange = manifest.loc[~manifest["split"].isin(SPLITS), "split"]
+    _refuse(strange, f"unknown split (known: {', '.join(SPLITS)})")
+    again = manifest.duplicated(["split", "draw", "image"])
+    _refuse(manifest.loc[again, "image"], "image twice in the same split and draw")
+    training = manifest[manifest["split"].isin(TRAINING)]
+    again = training["image"].duplicated()
+    _refuse(training.loc[again, "image"], "image in two of train, val and select")
+
+
+def _check_matches(manifest: pd.DataFrame) -> None:
+    query = manifest[manifest["split"] == "query"]
+    for name in ("gallery", "gallery_all"):
+        gallery = manifest[manifest["split"] == name]
+        if gallery.empty and name == "gallery_all":
+            continue
+        known = pd.MultiIndex.from_frame(gallery[["draw", "pid"]])
+        asked = pd.MultiIndex.from_frame(query[["draw", "pid"]])
+        lost = query[~asked.isin(known)]
+        where = [
+            f"{pid} in draw {draw}" for pid, draw in zip(lost["pid"], lost["draw"], strict=True)
+        ]
+        _refuse(where, f"query person without a match in {name}")
+        known = pd.MultiIndex.from_frame(gallery[["draw", "image"]])
+        asked = pd.MultiIndex.from_frame(query[["draw", "image"]])
+        _refuse(query.loc[asked.isin(known), "image"], f"image in query and {name} of a draw")
+
+
+def _refuse(culprits: Iterable[object], what: str) -> None:
+    """Raise SplitError when there are culprits: the first five are named, the rest counted."""
+    names = list(dict.fromkeys(str(c) for c in culprits))
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise SplitError(f"{what}: {', '.join(names[:5])}{more}")
+
+
+def leak_table(manifests: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Which test persons of an aspect are training persons of another, or of any.
+
+    One row for each manifest's aspect: `test` persons, how many of them each aspect trains on,
+    how many any does (`any`), and `who` (their numbers, in words). All 0 in person_disjoint mode.
+    """
+    sides = {}
+    for manifest in manifests:
+        query = manifest[manifest["split"] == "query"]
+        trained = manifest.loc[manifest["split"].isin(TRAINING), "pid"]
+        gallery = manifest[manifest["split"] == "gallery"]
+        # persons with one image are never asked for, but are test persons; distractors are not
+        single = ~gallery.duplicated(["draw", "pid"], keep=False)
+        tested = set(query["pid"]) | set(gallery.loc[single, "pid"])
+        sides[str(query["aspect"].iloc[0])] = (set(trained), tested)
+    rows = []
+    for _, tested in sides.values():
+        leaks = {aspect: len(tested & trained) for aspect, (trained, _) in sides.items()}
+        who = sorted(tested & set().union(*(trained for trained, _ in sides.values())))
+        text = ", ".join(map(str, who))
+        rows.append({"test": len(tested)} | leaks | {"any": len(who), "who": text})
+    return pd.DataFrame(rows, index=pd.Index(sides, name="tested"))
+
+
+def counts(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Persons and images of each part: `ids, images, min, n_min, max, n_max` (images a person).
+
+    Rows: train_all (train and val), train, val, select, test (the persons asked for), query,
+    gallery, gallery_all; one row for all draws when they agree, else one for each that differs.
+    """
+    rows = []
+    for name, draw, part in parts(manifest):
+        sizes = part.groupby("pid").size().to_numpy()
+        row = {"part": name, "draw": draw, "ids": len(sizes), "images": len(part)}
+        for end, n in (("min", int(sizes.min())), ("max", int(sizes.max()))):
+            row |= {end: n, f"n_{end}": int((sizes == n).sum())}
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    alike = [column for column in frame if column != "draw"]
+    return frame.drop_duplicates(alike).set_index("part")
+
+
+def parts(manifest: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """The manifest's (part, draw, rows), with train_all and test of the literature's folders."""
+    split = manifest["split"]
+    asked = manifest[split == "query"]
+    of_draw = manifest["draw"] == asked["draw"].min()
+    tests = split.isin(("query", "gallery")) & of_draw & manifest["pid"].isin(asked["pid"])
+    for name, chosen in (
+        ("train_all", split.isin(("train", "val"))),
+        *((name, split == name) for name in TRAINING),
+        ("test", tests),
+    ):
+        if chosen.any():
+            yield name, -1, manifest[chosen]
+    for name in TESTING:
+        for draw, part in manifest[split == name].groupby("draw"):
+            yield name, int(str(draw)), part

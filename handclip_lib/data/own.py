@@ -1,0 +1,146 @@
+"""Reader of one's own photographs: a CSV, or a folder for each person."""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from handclip_lib.aspects import ASPECTS
+from handclip_lib.data.check import (
+    TableError,
+    aspect_of,
+    check_images,
+    empty_cells,
+    finish,
+    image_suffixes,
+    read_rows,
+    repeated,
+    sample,
+)
+from handclip_lib.schema import did_you_mean
+
+LARGEST_PID = 9_999_999  # the distractors of gallery_all lie above
+_FLAGS = ("accessories", "distractor")  # 1: left out of a split; 1: only ever in the gallery
+
+
+def read_own(path: str | Path, check_files: bool = True) -> pd.DataFrame:
+    """Own photographs as one table: `image`, `pid`, `aspect`, `dataset`, and what the CSV has.
+
+    path: a CSV with columns `image` (relative to the CSV's folder) and `pid`, optionally `aspect`
+    (`dorsal_r`, …; missing: `hand`), `camera`, `accessories`, anything; or a folder
+    `<person>/<photograph>`, with the aspect as a folder above or below the person's if wanted.
+    Persons may have names: these map to 0, 1, … in sorted order and stay in the column `name`;
+    ids that are all whole numbers below 10,000,000 are kept.
+    Raises FileNotFoundError, or TableError with all problems together.
+    """
+    path = Path(path).expanduser().resolve()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no own data at {path}: data.root names a CSV (image, pid, …) or a folder"
+            " with one folder for each person"
+        )
+    a_csv = path.is_file()
+    root = path.parent if a_csv else path
+    lines, rows, problems = _from_csv(path) if a_csv else _from_folder(root)
+    problems += repeated(zip(lines, (row["image"] for row in rows), strict=True))
+    problems += _number_persons(rows) + _number_columns(rows)
+    if check_files:
+        where = [f"row {line}: " if a_csv else "" for line in lines]
+        problems += check_images(root, list(zip(where, (r["image"] for r in rows), strict=True)))
+    title = f"own hands: {path.stem if a_csv else path.name} ({sample(rows)})"
+    if not (rows or problems or a_csv):
+        raise TableError(f"{root}: no photographs in it; expected <person>/<photograph>")
+    return finish(rows, root if not problems else path, title, problems)
+
+
+_Read = tuple[list[int], list[dict[str, Any]], list[str]]  # line numbers, rows, problems
+
+
+def _from_csv(path: Path) -> _Read:
+    lines, rows, problems = [], [], []
+    for line, cells in read_rows(path, ("image", "pid")):
+        wrong = empty_cells(line, cells, [c for c in ("image", "pid", "aspect") if c in cells])
+        told = cells.pop("aspect", "hand")
+        aspect = aspect_of(told)
+        if told and not aspect:
+            near = did_you_mean(told.lower(), ASPECTS)
+            wrong.append(f"row {line}: unknown aspect '{told}'{near}; one of {', '.join(ASPECTS)}")
+        problems += wrong
+        if not wrong:
+            image = _relative(cells.pop("image"), path.parent)
+            fixed = {"image": image, "pid": cells.pop("pid"), "aspect": aspect, "dataset": "own"}
+            lines.append(line)
+            rows.append(fixed | {k: v for k, v in cells.items() if k not in fixed})
+    return lines, rows, problems
+
+
+def _from_folder(root: Path) -> _Read:
+    rows: list[dict[str, Any]] = []
+    problems = []
+    for image in _photographs(root):
+        folders = image.split("/")[:-1]
+        persons = [f for f in folders if not aspect_of(f)]
+        if len(persons) != 1 or len(folders) > 2:
+            problems.append(f"{image} is not at <person>/ or with one aspect folder beside that")
+            continue
+        aspects = [aspect_of(f) for f in folders if aspect_of(f)]
+        aspect = aspects[0] if aspects else "hand"
+        rows.append({"image": image, "pid": persons[0], "aspect": aspect, "dataset": "own"})
+    if len({len(row["image"].split("/")) for row in rows}) > 1:
+        flat = [row["image"] for row in rows if row["image"].count("/") == 1]
+        problems += [f"{image} lies in no aspect folder, unlike others" for image in flat]
+    return list(range(1, len(rows) + 1)), rows, problems
+
+
+def _photographs(root: Path) -> Iterator[str]:
+    """Paths with a picture's suffix under root, folders included, sorted; hidden ones left out."""
+    suffixes = image_suffixes()
+    found = []
+    for folder, inner, files in os.walk(root, followlinks=True):
+        here = Path(folder).relative_to(root)
+        # three levels tell all there is to know, and end a link that leads in circles
+        inner[:] = [d for d in inner if not d.startswith(".") and len(here.parts) < 3]
+        found += [here / f for f in [*files, *inner] if not f.startswith(".")]
+    return (p.as_posix() for p in sorted(found) if p.suffix.lower() in suffixes)
+
+
+def _relative(image: str, root: Path) -> str:
+    path = image.replace("\\", "/")
+    if os.path.isabs(path):
+        path = Path(os.path.relpath(path, root)).as_posix()
+    return posixpath.normpath(path)
+
+
+def _number_persons(rows: list[dict[str, Any]]) -> list[str]:
+    """Turn every row's `pid` from text to a number, in place; returns the problems."""
+    names = sorted({row["pid"] for row in rows})
+    numeric = all(n.isascii() and n.isdecimal() for n in names)
+    if not numeric or any(int(n) > LARGEST_PID for n in names):
+        number = {name: i for i, name in enumerate(names)}
+        for row in rows:
+            row["name"] = row["pid"]
+            row["pid"] = number[row["name"]]
+        return []
+    written: dict[int, str] = {}
+    twice = [n for n in names if written.setdefault(int(n), n) != n]
+    for row in rows:
+        row["pid"] = int(row["pid"])
+    return [f"persons '{written[int(n)]}' and '{n}' have the same number" for n in twice]
+
+
+def _number_columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Turn the text columns that hold only whole numbers into numbers; flags must be 0 or 1."""
+    texts = [c for c in (rows[0] if rows else {}) if c not in ("image", "aspect", "name")]
+    problems = []
+    for column in texts:
+        cells = [str(row[column]) for row in rows]
+        if column in _FLAGS and set(cells) - {"0", "1"}:
+            wrong = min(set(cells) - {"0", "1"})
+            problems.append(f"column '{column}' must be 0 or 1 everywhere, not '{wrong}'")
+        elif all(cell.isascii() and cell.isdecimal() for cell in cells):
+            for row, cell in zip(rows, cells, strict=True):
+                row[column] = int(cell)
+    return problems
