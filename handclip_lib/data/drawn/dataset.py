@@ -1,12 +1,15 @@
 """A folder of drawn hands in the layout of 11k Hands: HandInfo.csv and Hands/*.jpg."""
 
 import json
+import multiprocessing
 import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -61,18 +64,16 @@ def draw_dataset(
     spec = {"kind": "drawn hands", "generator": GENERATOR, "seed": seed}
     spec |= {"persons": persons, "shots": list(shots)}
     if persons < 1 or not 1 <= shots[0] <= shots[1]:
-        raise ValueError(f"persons={persons}, shots={shots}: need persons >= 1 and 1 <= low <= high")
+        raise ValueError(
+            f"persons={persons}, shots={shots}: need persons >= 1 and 1 <= low <= high"
+        )
     if _is_done(root, spec):
         return root
     (root / "Hands").mkdir(parents=True, exist_ok=True)
     _write(root / BEGUN, json.dumps(spec))
     rows = plan(persons, seed, shots)
     missing = [row for row in rows if not (root / "Hands" / row.name).exists()]
-    jobs = (delayed(_save)(root, row) for row in missing)
-    done = Parallel(n_jobs=workers or -1, return_as="generator_unordered")(jobs)
-    bar = tqdm(done, total=len(missing), desc="drawing hands", disable=not progress)
-    for _ in bar:
-        pass
+    _save_all(root, missing, workers or os.cpu_count() or 1, progress)
     _write_table(root, rows)
     os.replace(root / BEGUN, root / MARKER)
     return root
@@ -115,6 +116,23 @@ def _is_done(root: Path, spec: dict[str, object]) -> bool:
             f"{root} isn't empty and holds no drawn hands; name another folder, or empty this one"
         )
     return False
+
+
+def _save_all(root: Path, rows: list[Picture], workers: int, progress: bool) -> None:
+    """Draws the rows, in this process if there is one worker."""
+
+    def bar(done: Iterable[None]) -> Iterable[None]:
+        return tqdm(done, total=len(rows), desc="drawing hands", disable=not progress)
+
+    if workers == 1 or len(rows) < 2:
+        for _ in bar(_save(root, row) for row in rows):
+            pass
+        return
+    # A forked worker starts at once; a spawned one imports all of torch for a few pictures.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(min(workers, len(rows)), mp_context=context) as pool:
+        for _ in bar(pool.map(_save, [root] * len(rows), rows, chunksize=4)):
+            pass
 
 
 def _save(root: Path, row: Picture) -> None:

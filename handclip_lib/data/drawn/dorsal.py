@@ -7,9 +7,7 @@ from handclip_lib.data.drawn.shape import knots_of
 from handclip_lib.data.drawn.strokes import Stroke, along, curve
 
 
-def dorsal_strokes(
-    person: Person, side: str, hand: Hand, joints: list[np.ndarray]
-) -> list[Stroke]:
+def dorsal_strokes(person: Person, side: str, hand: Hand, joints: list[np.ndarray]) -> list[Stroke]:
     """Wrinkles over the knuckles and fine lines of the back; joints: five (4, 2) chains in mm."""
     out = _back_lines(person, side)
     for f in range(5):

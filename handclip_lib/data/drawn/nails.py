@@ -20,15 +20,16 @@ def add_nails(
     z = subject.hand.nail
     own = 0.04 * trait(subject.person, "nails", subject.side, 5, 0.9)
     for f in range(5):
-        mine = np.argwhere(shape.owner == f + 1)
+        knots = knots_of(subject.joints[f])
+        mine = np.argwhere((shape.owner == f + 1) & (shape.along > knots[4]))
         if len(mine) == 0:
             continue
         low, high = mine.min(axis=0), mine.max(axis=0) + 1
         window = slice(low[0], high[0]), slice(low[1], high[1])
         radius = subject.hand.radii[f]
-        end = knots_of(subject.joints[f])[6] + radius * subject.hand.profile[f, 6]
+        end = knots[6] + radius * subject.hand.profile[f, 6]
         length = radius * (1.32 + 0.16 * z[0] + own[f])
-        length = min(length, 0.66 * (end - knots_of(subject.joints[f])[4]))
+        length = min(length, 0.66 * (end - knots[4]))
         middle = end - 0.9 - length / 2
         p = (shape.along[window] - middle) / (length / 2)
         half = np.clip(0.74 + 0.06 * z[1] + own[f], 0.56, 0.9) * (0.8 if f == 0 else 1.0)

@@ -14,9 +14,7 @@ MAIN = (  # control points, mm, before the person's own habits
 )
 
 
-def palmar_strokes(
-    person: Person, side: str, hand: Hand, joints: list[np.ndarray]
-) -> list[Stroke]:
+def palmar_strokes(person: Person, side: str, hand: Hand, joints: list[np.ndarray]) -> list[Stroke]:
     """All lines of the palm side of a posed hand; joints: five (4, 2) chains in mm."""
     out = _main_lines(person, side, hand) + _fine_lines(person, side, hand)
     out += _wrist_lines(person, side) + _thumb_folds(person, side, joints[0])
@@ -98,9 +96,7 @@ def _thumb_folds(person: Person, side: str, joints: np.ndarray) -> list[Stroke]:
     return out
 
 
-def _flexion(
-    person: Person, side: str, f: int, joints: np.ndarray, hand: Hand
-) -> list[Stroke]:
+def _flexion(person: Person, side: str, f: int, joints: np.ndarray, hand: Hand) -> list[Stroke]:
     """The creases across one finger at its root and its joints."""
     knots = knots_of(joints)
     places = (knots[2], knots[4]) if f == 0 else (0.53 * knots[2], knots[2], knots[4])

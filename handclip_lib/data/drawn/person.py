@@ -103,7 +103,8 @@ def make_person(seed: int) -> Person:
 
 def hand_of(person: Person, side: str) -> Hand:
     """The bones of the person's right ('r') or left ('l') hand, without any pose."""
-    length = 1 + 0.075 * trait(person, "finger length", side, 5, 0.95)
+    length = 1 + 0.05 * trait(person, "fingers", side, 1, 0.98)
+    length = length * (1 + 0.052 * trait(person, "finger length", side, 5, 0.95))
     ratio = 1 + 0.06 * trait(person, "bones", side, 15, 0.93).reshape(5, 3)
     slender = 0.93 if person.gender == "female" else 1.03
     width = slender * (1 + 0.06 * trait(person, "slender", side, 1, 0.97))
@@ -111,13 +112,15 @@ def hand_of(person: Person, side: str) -> Hand:
     spread = 1 + 0.065 * trait(person, "palm", side, 2, 0.96)
     heads = np.array(METACARPAL_HEADS) + 1.8 * trait(person, "heads", side, 10, 0.9).reshape(5, 2)
     heads = heads * spread * np.array([0.5 + 0.5 * slender, 1.0])
-    profile = np.array([1.06, 0.95, 1.02, 0.91, 0.92, 0.89, 0.8])
+    profile = np.array([0.95, 0.95, 1.02, 0.91, 0.92, 0.89, 0.8])
     profile = profile * (1 + 0.04 * trait(person, "profile", side, 7, 0.95))
     profile = profile * (1 + 0.02 * trait(person, "profiles", side, 35, 0.9).reshape(5, 7))
     profile[:, 6] = np.clip(profile[:, 6], 0.84 * profile[:, 5], 0.93 * profile[:, 5])
     return Hand(
         heads=person.size * heads,
-        bones=person.size * np.array(PHALANGES, float) * np.clip(length[:, None] * ratio, 0.8, 1.24),
+        bones=person.size
+        * np.array(PHALANGES, float)
+        * np.clip(length[:, None] * ratio, 0.8, 1.24),
         radii=person.size * np.array(RADII) * np.clip(width, 0.78, 1.22),
         profile=np.clip(profile, 0.66, 1.12),
         nail=trait(person, "nail", side, 3, 0.96),
@@ -151,7 +154,5 @@ def split_aspect(aspect: str) -> tuple[str, str]:
     """'dorsal_r' -> ('dorsal', 'r'); ValueError for an aspect there is not."""
     surface, _, side = aspect.partition("_")
     if surface not in ("dorsal", "palmar") or side not in ("r", "l"):
-        raise ValueError(
-            f"unknown aspect {aspect!r}; use dorsal_r, dorsal_l, palmar_r or palmar_l"
-        )
+        raise ValueError(f"unknown aspect {aspect!r}; use dorsal_r, dorsal_l, palmar_r or palmar_l")
     return surface, side

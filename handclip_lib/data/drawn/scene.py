@@ -39,18 +39,14 @@ def _table(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     small = level[..., None] * (1 + tint) - corner[..., None] * cool
     planes = [
         np.asarray(
-            Image.fromarray(small[..., c].astype(np.float32)).resize(
-                size, Image.Resampling.BICUBIC
-            )
+            Image.fromarray(small[..., c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
         )
         for c in range(3)
     ]
     return np.stack(planes, axis=-1)
 
 
-def _shadow(
-    alpha: np.ndarray, frame: Frame, shot: Shot, rng: np.random.Generator
-) -> np.ndarray:
+def _shadow(alpha: np.ndarray, frame: Frame, shot: Shot, rng: np.random.Generator) -> np.ndarray:
     """(H, W) 0..1: a close dark contact shadow and a wide soft one away from the light."""
     height, width = alpha.shape
     small = alpha[::4, ::4]

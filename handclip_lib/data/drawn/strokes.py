@@ -24,9 +24,7 @@ def curve(points: np.ndarray, n: int = 16) -> np.ndarray:
     k = t.astype(int)
     u = (t - k)[:, None]
     a, b, c, d = ends[k], ends[k + 1], ends[k + 2], ends[k + 3]
-    return b + 0.5 * u * (
-        c - a + u * (2 * a - 5 * b + 4 * c - d + u * (3 * (b - c) + d - a))
-    )
+    return b + 0.5 * u * (c - a + u * (2 * a - 5 * b + 4 * c - d + u * (3 * (b - c) + d - a)))
 
 
 def along(joints: np.ndarray, s: np.ndarray, v: np.ndarray) -> np.ndarray:
