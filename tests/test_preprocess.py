@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -204,11 +203,8 @@ def test_impossible_values_are_refused(change):
         dataclasses.replace(prep(), **change)
 
 
-def test_hands_are_found_in_real_photographs():
-    root = os.environ.get("HANDCLIP_TEST_DATA")
-    if not root:
-        pytest.skip("HANDCLIP_TEST_DATA is not set: no real photographs")
-    files = sorted((Path(root) / "11k_sample" / "Hands").glob("*.jpg"))[::8]
+def test_hands_are_found_in_real_photographs(test_data: Path):
+    files = sorted((test_data / "11k_sample" / "Hands").glob("*.jpg"))[::8]
     assert files
     found = [prep("hand").fit_image(Image.open(file))[1] for file in files]
     assert np.mean(found) > 0.95

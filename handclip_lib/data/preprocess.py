@@ -85,11 +85,12 @@ class Preprocess:
         known = {f.name for f in fields(cls)}
         if set(told) != known:
             raise ValueError(f"preprocess: expected the keys {sorted(known)}, got {sorted(told)}")
-        return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in told.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        return cls(**plain)
 
     def _resized(self, picture: Image.Image) -> np.ndarray:
         height, width = self.size
-        return np.asarray(picture.resize((width, height), _FILTERS[self.interpolation]))
+        return np.array(picture.resize((width, height), _FILTERS[self.interpolation]))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

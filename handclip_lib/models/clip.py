@@ -1,0 +1,174 @@
+"""CLIP towers behind one face: any open_clip model, its preprocessing, its features, its hash."""
+
+import copy
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg
+from torch import nn
+
+from handclip_lib.data.preprocess import Preprocess
+from handclip_lib.models import files, resize, towers, weights
+from handclip_lib.models.towers import Features
+from handclip_lib.models.weights import Source, WeightsError
+
+__all__ = ["Encoder", "Features", "load_encoder"]
+
+
+class Encoder(nn.Module):
+    """An open_clip model with the preprocessing that belongs to it. Weights are float32.
+
+    name: how it was asked for; preprocess: from photograph to input; dims: width of penult, pool
+    and proj; model_cfg: open_clip's description of the architecture, at the size it has now.
+    """
+
+    model: open_clip.CLIP  # or CustomTextCLIP or CoCa, which have the same face
+
+    def __init__(
+        self,
+        model: open_clip.CLIP,
+        preprocess: Preprocess,
+        source: Source,
+        model_cfg: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocess = preprocess
+        self.name = source.name
+        self.model_cfg = model_cfg
+        self.dims = towers.widths(model.visual, preprocess.size)
+        self._tokenizer_name = source.tokenizer
+        self._tokenizer: Any = None
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower."""
+        visual: nn.Module = self.model.visual
+        return visual
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the towers use OpenAI's QuickGELU; weights belong to one or the other."""
+        return bool(self.model_cfg.get("quick_gelu", False))
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosines before a softmax over texts (about 100 for OpenAI's weights)."""
+        return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of every tensor as it is now: it follows training, so caches can rely on it."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def features(self, images: torch.Tensor) -> Features:
+        """images: float (B, 3, H, W), normalised by `preprocess`. One forward, raw features.
+
+        Raises ValueError on images of another size than the tower takes.
+        """
+        if images.shape[1:] != (3, *self.preprocess.size):
+            raise ValueError(
+                f"images: expected (B, 3, {self.preprocess.size[0]}, {self.preprocess.size[1]}),"
+                f" got {tuple(images.shape)}"
+            )
+        return towers.features(self.visual, images)
+
+    def forward(self, images: torch.Tensor) -> Features:
+        """The same as `features`."""
+        return self.features(images)
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """(N, E) features of N texts in the space of `proj`, raw (not normalised)."""
+        tokens = self.tokenizer(list(texts)).to(self.model.logit_scale.device)
+        encoded: torch.Tensor = self.model.encode_text(tokens)
+        return encoded
+
+    @property
+    def tokenizer(self) -> Any:
+        """open_clip's tokenizer of this model: list of texts -> int (N, context)."""
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = open_clip.get_tokenizer(self._tokenizer_name)
+            except (ImportError, OSError) as error:
+                raise WeightsError(
+                    f"the tokenizer of {self.name} is not on this machine; image features work,"
+                    f" texts do not: {error}"
+                ) from error
+        return self._tokenizer
+
+
+def load_encoder(
+    model: str,
+    pretrained: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    fit: str | None = None,
+) -> Encoder:
+    """An Encoder in eval mode on the CPU.
+
+    model: any open_clip name, `tiny`, `tiny_rn`, `hf-hub:ORG/NAME`, or an open_clip local-dir
+    folder; pretrained: a tag, a weights file, `random` (explicitly: untrained weights), or empty
+    for what the model brings along; image_size: pixels or (height, width), None is the tower's
+    own; fit: as in Preprocess, None is what the folder records, else `squash`.
+    Raises WeightsError, FileNotFoundError or ConnectionError with what to do.
+    """
+    source = weights.find_source(model, pretrained or None)
+    clip = _build(source)
+    native = resize.native_size(clip.visual)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size or native
+    resize.set_image_size(clip.visual, size)
+    cfg = copy.deepcopy(source.model_cfg)
+    cfg["vision_cfg"]["image_size"] = size[0] if size[0] == size[1] else list(size)
+    encoder = Encoder(clip.eval(), _preprocess(source, size, fit), source, cfg)
+    return encoder.eval()
+
+
+def _build(source: Source) -> open_clip.CLIP:
+    """The open_clip model at its own image size, where its tables need no guess of their grid."""
+    if source.weights is None:
+        clip = open_clip.create_model(source.build, load_weights=False, pretrained_text=False)
+    elif source.build.startswith("local-dir:"):
+        clip = open_clip.create_model(source.build, require_pretrained=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = files.plain(source.weights, Path(folder))
+            files.check(path, source.build, source.model_cfg)
+            try:
+                clip = open_clip.create_model(
+                    source.build, str(path), pretrained_text=False, require_pretrained=True
+                )
+            except RuntimeError as error:
+                raise WeightsError(
+                    f"{source.weights} is not of a {source.build}: {error}"
+                ) from error
+    return clip.float()
+
+
+def _preprocess(source: Source, size: tuple[int, int], fit: str | None) -> Preprocess:
+    """Mean, std and filter are the weights' own; cropping, open_clip's default, never happens."""
+    usual = PreprocessCfg()
+    told = source.preprocess
+    recorded = told.get("fit")
+    if fit and recorded and fit != recorded:
+        warnings.warn(
+            f"{source.name} was trained with fit '{recorded}' and is used with '{fit}'",
+            stacklevel=3,
+        )
+    interpolation = told.get("interpolation") or usual.interpolation
+    return Preprocess(
+        size=size,
+        fit=fit or recorded or "squash",
+        mean=tuple(told.get("mean") or usual.mean),
+        std=tuple(told.get("std") or usual.std),
+        interpolation=interpolation,
+    )
