@@ -1,0 +1,151 @@
+"""Figures made of photographs: identities row by row, and what retrieval answered."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from handclip_lib.aspects import OFFSETS
+from handclip_lib.report.canvas import BAD, GOOD, blank, canvas, styled
+
+Pixels = Callable[[Sequence[str]], Any]  # images -> (N, H, W, 3) uint8 array or tensor
+
+
+@styled
+def identity_grid(
+    pixels: Any, pids: Sequence[Hashable] | np.ndarray, title: str, rows: int = 6, columns: int = 8
+) -> Figure:
+    """A row of photographs for each of the first `rows` identities that occur.
+
+    pixels: (N, H, W, 3) uint8, array or tensor; pids: (N,). At most `columns` a row.
+    """
+    pictures, people = np.asarray(pixels), np.asarray(pids)
+    shown = list(dict.fromkeys(people.tolist()))[:rows]
+    width = min(columns, max(int((people == pid).sum()) for pid in shown))
+    fig, axes = canvas(title, len(shown), width, (9.0, 0.4 + 8.8 / width * len(shown)))
+    for line, pid in zip(axes, shown, strict=True):
+        mine = np.flatnonzero(people == pid)[:width]
+        for ax, at in zip(line, mine, strict=False):
+            _picture(ax, pictures[at])
+        blank(line[len(mine) :])
+        line[0].set_ylabel(f"{pid}", rotation=0, ha="right", va="center", fontsize=9)
+    _tight(fig)
+    return fig
+
+
+@styled
+def ranked(
+    ranking: pd.DataFrame,
+    pixels: Pixels,
+    title: str,
+    queries: int | Sequence[str] = 5,
+    top: int = 10,
+) -> Figure:
+    """Queries, each followed by the first `top` of its gallery: green frame right, red wrong.
+
+    ranking: rows as `evaluate.protocol.ranking` gives them (of one draw); queries: which images,
+    or how many, spread evenly over all. pixels: e.g. `store.pixels`, called once with the images
+    that are shown. Above a photograph is its person, below it the similarity; below a query the
+    rank of the first right answer.
+    """
+    known = list(dict.fromkeys(ranking["query"]))
+    if isinstance(queries, int):
+        at = np.linspace(0, len(known) - 1, min(queries, len(known))).round().astype(int)
+        queries = [known[i] for i in at]
+    fig, axes, pictures = _sheet(ranking, [queries], pixels, title, top)
+    for line, query in zip(axes, queries, strict=True):
+        _ranked_row(line, _of(ranking, query, top), pictures, "query")
+    return fig
+
+
+@styled
+def best_and_worst(
+    ranking: pd.DataFrame,
+    best: Sequence[str] | pd.Series,
+    worst: Sequence[str] | pd.Series,
+    pixels: Pixels,
+    title: str,
+    top: int = 5,
+) -> Figure:
+    """The ranked lists of the best queries beside those of the worst, as `ranked` draws them.
+
+    best, worst: query images, of the ranking's draw: the column `image` of what
+    `evaluate.protocol.best_and_worst` gives for the rows of that draw.
+    """
+    sides = [list(best), list(worst)]
+    fig, axes, pictures = _sheet(ranking, sides, pixels, title, top)
+    middle = axes.shape[1] // 2
+    blank(axes[:, middle])
+    for queries, first, word in zip(sides, (0, middle + 1), ("best", "worst"), strict=True):
+        for line, query in zip(axes[:, first : first + middle], queries, strict=False):
+            _ranked_row(line, _of(ranking, query, top), pictures, word)
+        blank(axes[len(queries) :, first : first + middle].flat)
+    return fig
+
+
+def _sheet(
+    ranking: pd.DataFrame,
+    sides: Sequence[Sequence[str]],
+    pixels: Pixels,
+    title: str,
+    top: int,
+) -> tuple[Figure, np.ndarray, dict[str, np.ndarray]]:
+    """Axes for lists side by side (an empty column between them) and the pictures they show."""
+    queries = list(dict.fromkeys(query for side in sides for query in side))
+    missing = [query for query in queries if query not in set(ranking["query"])]
+    if missing or not queries:
+        raise ValueError(f"the ranking has no query {missing[0] if missing else 'at all'}")
+    rows = ranking[ranking["query"].isin(queries) & (ranking["rank"] <= top)]
+    if (rows["gallery_pid"] >= min(OFFSETS)).any():
+        title += " (* hand of another aspect)"
+    images = list(dict.fromkeys([*queries, *rows["gallery"]]))
+    pictures = dict(zip(images, np.asarray(pixels(images)), strict=True))
+    width = (int(rows["rank"].max()) + 1) * len(sides) + len(sides) - 1
+    height = max(len(side) for side in sides)
+    cell = min(1.5, 9.0 / width)
+    fig, axes = canvas(title, height, width, (cell * width, 0.5 + height * (cell + 0.36)))
+    _tight(fig)
+    return fig, axes, pictures
+
+
+def _of(ranking: pd.DataFrame, query: str, top: int) -> list[dict[Hashable, Any]]:
+    rows = ranking[(ranking["query"] == query) & (ranking["rank"] <= top)]
+    return rows.sort_values("rank").to_dict("records")
+
+
+def _ranked_row(
+    line: np.ndarray, rows: list[dict[Hashable, Any]], pictures: dict[str, np.ndarray], word: str
+) -> None:
+    rank = int(rows[0]["rank_of_first_match"])
+    _picture(line[0], pictures[rows[0]["query"]])
+    line[0].set_title(f"{word} {rows[0]['pid']}", fontsize=8, pad=3, loc="center")
+    line[0].set_xlabel(f"match: {rank}", fontsize=8, labelpad=2, color=GOOD if rank == 1 else BAD)
+    for ax, row in zip(line[1:], rows, strict=False):
+        _picture(ax, pictures[row["gallery"]], (GOOD, 3.0) if row["correct"] else (BAD, 1.2))
+        ax.set_title(_person(row["gallery_pid"]), fontsize=8, pad=3, loc="center")
+        ax.set_xlabel(f"{row['similarity']:.2f}", fontsize=8, labelpad=2)
+    blank(line[1 + len(rows) :])
+
+
+def _person(pid: int) -> str:
+    """The person's number; a star marks the hand of another aspect, a distractor's label."""
+    taken = max((offset for offset in OFFSETS if pid >= offset), default=0)
+    return f"{pid - taken}*" if taken else f"{pid}"
+
+
+def _picture(ax: Axes, pixels: np.ndarray, frame: tuple[str, float] | None = None) -> None:
+    ax.imshow(pixels)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(frame is not None)
+    if frame is not None:
+        ax.spines[:].set(color=frame[0], linewidth=frame[1])
+
+
+def _tight(fig: Figure) -> None:
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[call-arg]

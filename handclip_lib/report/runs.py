@@ -1,0 +1,213 @@
+"""Run folders: where a notebook's parameters, figures and numbers go, and that nothing is mixed.
+
+`reports/<study>/seed<k>/<aspect>/<notebook>[/<tag>]/` holds params.json, manifest.csv,
+figures/*.png, stamp.json and, written last, metrics.json: a folder without it did not finish.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from handclip_lib.data.splits import sha256, write_manifest
+from handclip_lib.params import ROOT, ParamError, resolve
+from handclip_lib.report.stamp import stamp
+from handclip_lib.schema import Params, leaves
+
+HEADER = ("notebook", "study", "aspect", "seed", "tag")
+_OWN_FOLDERS = ("figures", "checkpoints")  # a tag of that name would lie inside another run
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run folder. `header` says whose it is; `facts` collects what the stamp reports."""
+
+    folder: Path
+    params: Params
+    header: dict[str, Any]
+    opened: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def write_manifest(self, manifest: pd.DataFrame) -> str:
+        """Write manifest.csv and manifest.sha256; returns the hash, which `save` records too."""
+        digest = sha256(manifest)
+        write_manifest(manifest, self.folder / "manifest.csv")
+        replace_text(self.folder / "manifest.sha256", digest + "\n")
+        self.facts["manifest_sha256"] = digest
+        return digest
+
+    def figure(self, fig: Figure, name: str) -> Figure:
+        """Save figures/<name>.png at the figure's own resolution and return the figure."""
+        if Path(name).name != name or name.endswith(".png"):
+            raise ValueError(f"figure name '{name}': a bare name without folder or ending")
+        path = self.folder / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        partial = _partial(path)
+        fig.savefig(partial, format="png", dpi=fig.dpi)
+        partial.replace(path)
+        return fig
+
+    def save(self, metrics: Mapping[str, Any]) -> Path:
+        """Write stamp.json, then metrics.json; returns the path of metrics.json.
+
+        metrics: `data`, the title of the data that was used, and `variants`, a dict
+        {variant: {"own" | "all": {metric: {"mean", "ci95", "per_draw"}, counts}}}, empty where
+        nothing was scored; any further keys (`zero_shot`, `splits`, …) of plain values. Numpy
+        numbers and arrays become numbers and lists. Raises ValueError with the path of what is
+        missing, not finite, outside 0–1, or not writable as JSON; nothing is written then.
+        """
+        plain = _plain(metrics, "metrics")
+        _check(plain)
+        content = self.header | {"manifest_sha256": self.facts.get("manifest_sha256")} | plain
+        told = stamp(self.params, time.monotonic() - self.opened)
+        told |= {"data": plain["data"], "manifest_sha256": content["manifest_sha256"]}
+        replace_text(self.folder / "stamp.json", _json(told))
+        path = self.folder / "metrics.json"
+        replace_text(path, _json(content))
+        return path
+
+
+def open_run(notebook: str, p: Params) -> Run:
+    """The folder of this notebook and these parameters, made if need be, with its params.json.
+
+    Raises ParamError when the folder was made with other parameters, or can't be written.
+    An earlier metrics.json stays until `save` replaces it.
+    """
+    folder = run_folder(notebook, p)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _claim(folder, p)
+    except OSError as error:
+        raise ParamError(
+            f"can't write the run folder {folder} ({error.strerror}); set 'reports' or"
+            " $HANDCLIP_REPORTS to a folder that can be written"
+        ) from error
+    header = {"notebook": notebook} | {k: getattr(p, k) for k in HEADER[1:]}
+    return Run(folder, p, header, time.monotonic())
+
+
+def reports_root(p: Params) -> Path:
+    """Where reports go: `p.reports`, else $HANDCLIP_REPORTS, else reports/ of the project.
+
+    Relative paths count from the project root, so that a notebook's kernel and the command
+    line agree whatever folder they run in.
+    """
+    told = p.reports or os.environ.get("HANDCLIP_REPORTS", "")
+    return resolve(told) if told else ROOT / "reports"
+
+
+def run_folder(notebook: str, p: Params) -> Path:
+    """Path of the run folder of a notebook; nothing is made."""
+    if p.tag in _OWN_FOLDERS:
+        raise ParamError(f"tag: '{p.tag}' is the name of a run's own folder; choose another")
+    return reports_root(p) / p.study / f"seed{p.seed}" / p.aspect / notebook / p.tag
+
+
+def resolved(p: Params) -> dict[str, Any]:
+    """The complete parameters as params.json holds them."""
+    return p.model_dump(mode="json")
+
+
+def differences(old: Mapping[str, Any], p: Params) -> list[str]:
+    """`model.fit: folder has 'squash', this run 'hand'` for each value but `reports`."""
+    was, now = dict(leaves(old)), dict(leaves(resolved(p)))
+    return [
+        f"{key}: folder has {_shown(was, key)}, this run {_shown(now, key)}"
+        for key in sorted(was.keys() | now.keys())
+        if key != "reports" and _shown(was, key) != _shown(now, key)
+    ]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a run folder; ValueError with the path when it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); remove the run folder") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object; remove the run folder")
+    return content
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one step: a reader sees the old or the new one, never a part."""
+    partial = _partial(path)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _claim(folder: Path, p: Params) -> None:
+    path = folder / "params.json"
+    if path.is_file():
+        different = differences(read_json(path), p)
+        if different:
+            more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
+            raise ParamError(
+                f"{folder} holds a run with other parameters:\n  "
+                + "\n  ".join(different[:4])
+                + f"{more}\ngive this run a tag of its own, or remove that folder"
+            )
+    replace_text(path, _json(resolved(p)))
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _shown(tree: Mapping[str, Any], key: str) -> str:
+    return repr(tree[key]) if key in tree else "nothing"
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The same in plain JSON types; ValueError names what is not finite or has no such type."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v, f"{where}.{key}") for key, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: only finite numbers are saved")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ValueError(f"{where} is a {type(value).__name__}: save plain numbers, text and lists")
+
+
+def _check(metrics: Mapping[str, Any]) -> None:
+    taken = sorted({*HEADER, "manifest_sha256"} & metrics.keys())
+    if taken:
+        raise ValueError(f"metrics.{taken[0]} is written by the run itself; leave it out")
+    if not isinstance(metrics.get("data"), str) or not metrics["data"]:
+        raise ValueError("metrics.data is missing: the title of the data, table.attrs['title']")
+    if not isinstance(metrics.get("variants"), dict):
+        raise ValueError("metrics.variants is missing: {name: {'own': …}}, or {} for none")
+    for name, galleries in metrics["variants"].items():
+        if not isinstance(galleries, dict) or "own" not in galleries:
+            raise ValueError(f"metrics.variants.{name} has no 'own' gallery")
+        for gallery, scores in galleries.items():
+            _check_scores(scores, f"metrics.variants.{name}.{gallery}")
+
+
+def _check_scores(scores: Any, where: str) -> None:
+    if not isinstance(scores, dict) or not {"rank1", "map"} <= scores.keys():
+        raise ValueError(f"{where} needs rank1 and map, as evaluate.protocol gives them")
+    for metric, value in scores.items():
+        if isinstance(value, int) and metric not in ("rank1", "map"):
+            continue  # a count: queries, gallery, persons
+        if not isinstance(value, dict) or "mean" not in value or len(value.get("ci95", ())) != 2:
+            raise ValueError(f"{where}.{metric} needs 'mean' and 'ci95': [low, high]")
+        for number in (value["mean"], *value["ci95"]):
+            if not isinstance(number, int | float) or not 0 <= number <= 1:
+                raise ValueError(f"{where}.{metric} is {number}: values are 0–1")
