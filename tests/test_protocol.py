@@ -11,6 +11,7 @@ from handclip_lib.evaluate.protocol import (
     best_and_worst,
     cosine,
     evaluate,
+    pair_scores,
     per_query,
     ranking,
 )
@@ -254,3 +255,12 @@ def test_ten_draws_take_no_time():
     start = time.perf_counter()
     evaluate(z, images, manifest)
     assert time.perf_counter() - start < 10  # about 1 s; generous, for busy machines
+
+
+def test_pair_scores_split_every_pair_of_a_draw_into_genuine_and_impostor():
+    manifest = make_manifest(persons=5, shots=4)
+    z, images = embed(manifest)
+    for gallery, entries in (("own", 5), ("all", 10)):
+        genuine, impostor = pair_scores(z, images, manifest, gallery)
+        assert len(genuine) == 5 * 3 and len(impostor) == 5 * 3 * (entries - 1)
+        assert genuine.mean() > impostor.mean()

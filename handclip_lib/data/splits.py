@@ -97,6 +97,21 @@ def manifest_for(p: Params, table: pd.DataFrame) -> pd.DataFrame:
     return import_tree(resolve(split.legacy_tree), table, p.aspect, split.draws)
 
 
+def all_aspects(p: Params, table: pd.DataFrame, mode: str) -> dict[str, pd.DataFrame]:
+    """{aspect: manifest} of every aspect of the data under one mode, for looking across aspects.
+
+    An aspect with too few persons to be split is left out, and printed.
+    """
+    split, manifests = p.split, {}
+    for aspect in ASPECTS:
+        if (table["aspect"] == aspect).any():
+            try:
+                manifests[aspect] = make_manifest(table, aspect, mode, split.seed, split.draws)
+            except SplitError as error:
+                print(f"{aspect} is left out: {error}")
+    return manifests
+
+
 def sha256(manifest: pd.DataFrame) -> str:
     """Hex digest of the manifest as `write_manifest` writes it: one on every platform."""
     return hashlib.sha256(_text(manifest)).hexdigest()

@@ -93,6 +93,22 @@ def ranking(
     return frame.assign(correct=frame["pid"] == frame["gallery_pid"])
 
 
+def pair_scores(
+    features: npt.NDArray[np.floating],
+    images: Sequence[str],
+    manifest: pd.DataFrame,
+    gallery: str = "own",
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Similarities of all genuine (n,) and all impostor (m,) pairs of the first draw.
+
+    A pair is a query and a gallery entry; under `all` the other hands of a person are impostors.
+    """
+    _, query, entries = _draws(manifest, gallery)[0]
+    sim = _similarity(features, _index(features, images), query, entries)  # (Q, G)
+    genuine = query["pid"].to_numpy()[:, None] == entries["pid"].to_numpy()
+    return sim[genuine], sim[~genuine]
+
+
 def best_and_worst(frame: pd.DataFrame, n: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The n best and the n worst rows of a `per_query` frame, each of n different persons.
 

@@ -17,8 +17,10 @@ from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.models import files, resize, towers, weights
 from handclip_lib.models.towers import Features
 from handclip_lib.models.weights import Source, WeightsError
+from handclip_lib.params import ParamError
+from handclip_lib.schema import Params
 
-__all__ = ["Encoder", "Features", "load_encoder"]
+__all__ = ["Encoder", "Features", "load_encoder", "load_towers"]
 
 
 class Encoder(nn.Module):
@@ -131,6 +133,21 @@ def load_encoder(
     cfg["vision_cfg"]["image_size"] = size[0] if size[0] == size[1] else list(size)
     encoder = Encoder(clip.eval(), _preprocess(source, size, fit), source, cfg)
     return encoder.eval()
+
+
+def load_towers(p: Params) -> dict[str, Encoder]:
+    """The tower of `p.model` and, where there is one, that of `p.baseline.beside`, by name.
+
+    Raises ParamError when both have one name.
+    """
+    towers: dict[str, Encoder] = {}
+    for told in (p.model, p.baseline.beside):
+        if told is not None:
+            name = Path(told.name).name  # a folder's own name, where the tower is one
+            if name in towers:
+                raise ParamError(f"baseline.beside: '{name}' is model.name already; set it to null")
+            towers[name] = load_encoder(told.name, told.pretrained, told.image_size, told.fit)
+    return towers
 
 
 def _build(source: Source) -> open_clip.CLIP:

@@ -1,0 +1,48 @@
+"""Tables of a report: scores with their intervals, and what each tower is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from handclip_lib.models.clip import Encoder
+from handclip_lib.report.plots import METRICS
+
+
+def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row a variant and gallery, in per cent with 95 % intervals: `61.2 [50.1, 70.3]`.
+
+    variants: {name: {"own" | "all": scores of `evaluate.protocol.evaluate`}}.
+    """
+    rows = {
+        (name, gallery): {label: percent(scores[key]) for key, label in METRICS.items()}
+        | {word: scores[word] for word in ("queries", "gallery", "persons")}
+        for name, galleries in variants.items()
+        for gallery, scores in galleries.items()
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(rows, names=["tower", "gallery"])
+    return frame
+
+
+def percent(score: Mapping[str, Any]) -> str:
+    """`61.2 [50.1, 70.3]`: mean and 95 % interval of a 0–1 metric, in per cent."""
+    low, high = score["ci95"]
+    return f"{100 * score['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def tower_table(towers: Mapping[str, Encoder]) -> pd.DataFrame:
+    """A column a tower: parameters (millions), input, features, and the hash of its weights."""
+    facts = {}
+    for name, tower in towers.items():
+        height, width = tower.preprocess.size
+        image = sum(p.numel() for p in tower.visual.parameters())
+        facts[name] = {
+            "image tower": f"{image / 1e6:.1f} M parameters",
+            "whole model": f"{sum(p.numel() for p in tower.parameters()) / 1e6:.1f} M parameters",
+            "activation": "QuickGELU" if tower.quick_gelu else "GELU",
+            "input": f"{width}×{height} px, fit {tower.preprocess.fit}",
+            "features": ", ".join(f"{k} {v}" for k, v in tower.dims.items()),
+            "weights": tower.weights_sha256[:16],
+        }
+    return pd.DataFrame(facts)
