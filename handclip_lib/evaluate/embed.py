@@ -1,0 +1,129 @@
+"""Features of images, each computed once for given weights, preprocessing and pixels."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import lightning_fabric as lf
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from handclip_lib.data.rowcache import Block, RowCache, key_of
+from handclip_lib.data.store import Store
+from handclip_lib.models.clip import Encoder
+
+NAMES = ("penult", "pool", "proj")
+_CHUNK = 1024  # images on the device at a time: 154 MB at 224 x 224
+_SHOWN = 10  # names in a message
+
+
+def embed(
+    encoder: Encoder,
+    store: Store,
+    images: Sequence[str],
+    fabric: lf.Fabric,
+    batch_size: int = 64,
+) -> dict[str, np.ndarray]:
+    """Raw float32 features {"penult", "pool", "proj"}, each (N, W), rows in the order asked.
+
+    Under the fabric's device and precision, in eval mode. Rows are kept on disk and found again
+    for the same weights, architecture, preprocessing, photographs, precision and kind of device.
+    Raises ValueError where the store was fitted for another Preprocess, or where features are not
+    finite, naming the images.
+    """
+    if store.preprocess != encoder.preprocess:
+        raise ValueError(
+            f"the store holds pixels for {store.preprocess}, the encoder wants"
+            f" {encoder.preprocess}: open the store with encoder.preprocess"
+        )
+    cache = _cache(encoder, store, fabric)
+    rows = store.rows(images)
+    with _evaluating(encoder):
+        cache.fill(rows, lambda missing: _computed(encoder, store, missing, fabric, batch_size))
+    return {name: cache.read(name, rows) for name in NAMES}
+
+
+def retrieval_features(
+    features: Mapping[str, np.ndarray], names: Sequence[str] = ("pool", "proj")
+) -> np.ndarray:
+    """(N, D) unit rows: the named features side by side as they are, then one L2 norm.
+
+    Raises ValueError on a row without length, and on names that are not there.
+    """
+    unknown = [name for name in names if name not in features]
+    if unknown or not names:
+        raise ValueError(f"no features {unknown or names}: there are {', '.join(features)}")
+    joined = np.concatenate([features[name] for name in names], axis=1)
+    norms = np.linalg.norm(joined.astype(np.float64), axis=1, keepdims=True)
+    zero = np.flatnonzero(~(norms[:, 0] > 0))
+    if len(zero):
+        raise ValueError(
+            f"features of {len(zero)} images are zero or not numbers: rows {zero[:10]}"
+        )
+    unit: np.ndarray = (joined / norms).astype(np.float32)
+    return unit
+
+
+def _cache(encoder: Encoder, store: Store, fabric: lf.Fabric) -> RowCache:
+    key = key_of(
+        {
+            "pixels": store.key,
+            "preprocess": encoder.preprocess.as_dict(),
+            "weights": encoder.weights_sha256,
+            "model": encoder.model_cfg,
+            "precision": str(fabric.strategy.precision.precision),
+            "device": fabric.device.type,
+        }
+    )
+    fields: dict[str, tuple[tuple[int, ...], str]] = {
+        name: ((encoder.dims[name],), "float32") for name in NAMES
+    }
+    return RowCache(store.cache / "features" / key, len(store.images), fields)
+
+
+def _computed(
+    encoder: Encoder, store: Store, rows: np.ndarray, fabric: lf.Fabric, batch_size: int
+) -> Iterator[Block]:
+    store.prepare([store.images[row] for row in rows])
+    fabric.to_device(encoder)
+    with tqdm(
+        total=len(rows), desc="features", unit="image", leave=False, disable=len(rows) < _CHUNK // 8
+    ) as bar:
+        for start in range(0, len(rows), _CHUNK):
+            part = rows[start : start + _CHUNK]
+            pixels = store.pixels([store.images[row] for row in part]).to(fabric.device)
+            batches = []
+            for batch in pixels.split(batch_size):
+                batches.append(_forward(encoder, batch, fabric))
+                bar.update(len(batch))
+            values = {name: np.concatenate([b[name] for b in batches]) for name in NAMES}
+            _check_finite(values, [store.images[row] for row in part])
+            yield part, values
+
+
+@torch.inference_mode()
+def _forward(encoder: Encoder, pixels: torch.Tensor, fabric: lf.Fabric) -> dict[str, np.ndarray]:
+    with fabric.autocast():
+        features = encoder.features(encoder.preprocess.normalise(pixels))
+    return {name: getattr(features, name).float().cpu().numpy() for name in NAMES}
+
+
+def _check_finite(values: Mapping[str, np.ndarray], images: Sequence[str]) -> None:
+    finite = np.all([np.isfinite(block).all(axis=1) for block in values.values()], axis=0)
+    if not finite.all():
+        bad = [image for image, good in zip(images, finite, strict=True) if not good]
+        more = f" … and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise ValueError(f"features of {len(bad)} images are not finite: {bad[:_SHOWN]}{more}")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every part is in the mode it had (some stay frozen)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
