@@ -102,13 +102,9 @@ def leak_table(manifests: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """
     sides = {}
     for manifest in manifests:
-        query = manifest[manifest["split"] == "query"]
         trained = manifest.loc[manifest["split"].isin(TRAINING), "pid"]
-        gallery = manifest[manifest["split"] == "gallery"]
-        # persons with one image are never asked for, but are test persons; distractors are not
-        single = ~gallery.duplicated(["draw", "pid"], keep=False)
-        tested = set(query["pid"]) | set(gallery.loc[single, "pid"])
-        sides[str(query["aspect"].iloc[0])] = (set(trained), tested)
+        aspect = manifest.loc[manifest["split"] == "query", "aspect"].iloc[0]
+        sides[str(aspect)] = (set(trained), _test_persons(manifest))
     rows = []
     for _, tested in sides.values():
         leaks = {aspect: len(tested & trained) for aspect, (trained, _) in sides.items()}
@@ -118,10 +114,18 @@ def leak_table(manifests: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=pd.Index(sides, name="tested"))
 
 
+def _test_persons(manifest: pd.DataFrame) -> set[int]:
+    """Persons asked for, and those whose one image is in the gallery; not HD's distractors."""
+    gallery = manifest[manifest["split"] == "gallery"]
+    single = ~gallery.duplicated(["draw", "pid"], keep=False)
+    asked = manifest.loc[manifest["split"] == "query", "pid"]
+    return {int(pid) for pid in (*asked.unique(), *gallery.loc[single, "pid"].unique())}
+
+
 def counts(manifest: pd.DataFrame) -> pd.DataFrame:
     """Persons and images of each part: `ids, images, min, n_min, max, n_max` (images a person).
 
-    Rows: train_all (train and val), train, val, select, test (the persons asked for), query,
+    Rows: train_all (train and val), train, val, select, test, query,
     gallery, gallery_all; one row for all draws when they agree, else one for each that differs.
     """
     rows = []
@@ -139,9 +143,8 @@ def counts(manifest: pd.DataFrame) -> pd.DataFrame:
 def parts(manifest: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
     """The manifest's (part, draw, rows), with train_all and test of the literature's folders."""
     split = manifest["split"]
-    asked = manifest[split == "query"]
-    of_draw = manifest["draw"] == asked["draw"].min()
-    tests = split.isin(("query", "gallery")) & of_draw & manifest["pid"].isin(asked["pid"])
+    first = manifest["draw"] == manifest.loc[split == "query", "draw"].min()
+    tests = split.isin(("query", "gallery")) & first & manifest["pid"].isin(_test_persons(manifest))
     for name, chosen in (
         ("train_all", split.isin(("train", "val"))),
         *((name, split == name) for name in TRAINING),

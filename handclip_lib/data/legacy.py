@@ -12,9 +12,15 @@ from pathlib import Path
 import pandas as pd
 
 from handclip_lib.data.check import image_suffixes
-from handclip_lib.data.leaks import SplitError, check_leaks, order, parts, persons
-
-_FOLDER = re.compile(r"(train|val|select|query|gallery)(\d+)?(_all)?")
+from handclip_lib.data.leaks import (
+    TESTING,
+    TRAINING,
+    SplitError,
+    check_leaks,
+    order,
+    parts,
+    persons,
+)
 
 
 def import_tree(
@@ -55,17 +61,22 @@ def import_tree(
 def _files(tree: Path, draws: int | None) -> Iterator[tuple[str, int, int, Path]]:
     """(split, draw, label, file) of a tree; folders that are no part of a split are passed by."""
     suffixes = image_suffixes()
-    for folder in sorted(tree.iterdir()):
-        match = _FOLDER.fullmatch(folder.name)
-        if not match or not folder.is_dir():
-            continue
-        name, number, every = match.groups()
-        draw = int(number) if number else 0 if name == "select" else -1
-        if draws is not None and draw >= draws:
-            continue
-        for path in sorted(folder.glob("*/*")):
-            if path.suffix.lower() in suffixes:
-                yield name + (every or ""), draw, _label(path.parent), path
+    for folder in sorted(f for f in tree.iterdir() if f.is_dir()):
+        split, draw = _part(folder.name)
+        if split and (draws is None or draw < draws):
+            for path in sorted(folder.glob("*/*")):
+                if path.suffix.lower() in suffixes:
+                    yield split, draw, _label(path.parent), path
+
+
+def _part(name: str) -> tuple[str, int]:
+    """Split and draw that a folder is named for, as gallery3_all is; ("", -1) for neither."""
+    match = re.fullmatch(r"([a-z]+)(\d*)(_all)?", name)
+    if match:
+        split = match[1] + (match[3] or "")
+        if split in (TESTING if match[2] else TRAINING):
+            return split, int(match[2] or -1 + (split == "select"))
+    return "", -1
 
 
 def _label(folder: Path) -> int:

@@ -267,9 +267,7 @@ def _check_sizes(aspect: str, train: set[int], test: set[int], mine: _Images) ->
             f" (the data has {len(mine)} persons of this aspect)"
         )
     if all(len(mine[pid]) == 1 for pid in test):
-        raise SplitError(
-            f"{aspect}: every test person has one image, so that none can be asked for"
-        )
+        raise SplitError(f"{aspect}: no test person has two images, so that none can be asked for")
 
 
 def _check_held(aspect: str, held: set[int], train: set[int], mine: _Images) -> None:
