@@ -26,9 +26,9 @@ def find_hand(picture: Image.Image) -> Found | None:
     (colour = a + b·x + c·y): it follows uneven light and drops the pixels that do not fit.
     Threshold: Otsu 1979 on the distance from that plane.
     """
-    small = picture.copy()
-    small.thumbnail((_WORK, _WORK), Image.Resampling.BOX)
-    rgb = np.asarray(small, dtype=np.float64)  # (h, w, 3)
+    scale = min(1.0, _WORK / max(picture.size))
+    small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    rgb = np.asarray(picture.resize(small, Image.Resampling.BOX), dtype=np.float64)  # (h, w, 3)
     height, width = rgb.shape[:2]
     if min(height, width) < 8:
         return None
