@@ -95,7 +95,8 @@ def test_save_writes_header_stamp_and_metrics():
     digest = run.write_manifest(manifest)
     assert digest == sha256(manifest) == sha256(read_manifest(run.folder / "manifest.csv"))
     numbers = {"count": np.int64(3), "share": np.float32(0.5), "row": np.arange(2)}
-    saved = json.loads(run.save(METRICS | {"zero_shot": numbers}).read_text())
+    run.save(METRICS | {"zero_shot": numbers})
+    saved = json.loads((run.folder / "metrics.json").read_text())
     header = {"notebook": "01_baseline", "study": "smoke", "aspect": "dorsal_r", "seed": 0}
     assert saved.items() >= (header | METRICS | {"tag": "", "manifest_sha256": digest}).items()
     assert saved["zero_shot"] == {"count": 3, "share": 0.5, "row": [0, 1]}

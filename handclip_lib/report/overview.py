@@ -129,15 +129,15 @@ def _bars(ax: Axes, counts: pd.Series, title: str, colour: str) -> None:
 
 
 @styled
-def overlap(leaks: pd.DataFrame, title: str) -> Figure:
-    """Heat map of how many test persons of an aspect another aspect's model was trained on.
+def overlap(shared: pd.DataFrame, title: str) -> Figure:
+    """Heat map of persons who train an aspect's model and are test persons of another's.
 
-    leaks: what `data.leaks.leak_table` gives. Zeros are green: none of the tested persons was
-    seen in training.
+    shared: counts, index the training aspect, columns the test aspect. Zeros are green: none of
+    the tested persons was seen in training.
     """
-    columns = [name for name in leaks.columns if name in leaks.index or name == "any"]
-    values = leaks[columns].to_numpy(dtype=float)
-    fig, axes = canvas(title, size=(3.4 + 1.1 * len(columns), 1.6 + 0.7 * len(leaks)))
+    values = shared.to_numpy(dtype=float)
+    size = 3.4 + 1.1 * shared.shape[1], 1.6 + 0.7 * shared.shape[0]
+    fig, axes = canvas(title, size=size)
     ax = axes[0, 0]
     top = max(1.0, values.max())
     leaking = np.ma.masked_equal(values, 0)
@@ -146,16 +146,11 @@ def overlap(leaks: pd.DataFrame, title: str) -> Figure:
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > 0.75 * top else INK
         ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=12)
-    tested = [
-        f"{_aspect(a)} ({n} persons)" for a, n in zip(leaks.index, leaks["test"], strict=True)
-    ]
-    ax.set_xticks(
-        range(len(columns)), ["any of them" if c == "any" else _aspect(c) for c in columns]
-    )
-    ax.set_yticks(range(len(leaks)), tested)
-    ax.set_xlabel("trained on")
-    ax.set_ylabel("tested on")
-    ax.set_title("test persons who are training persons too")
+    ax.set_xticks(range(values.shape[1]), [_aspect(str(a)) for a in shared.columns])
+    ax.set_yticks(range(values.shape[0]), [_aspect(str(a)) for a in shared.index])
+    ax.set_xlabel("tested on")
+    ax.set_ylabel("trained on")
+    ax.set_title("test persons of one aspect who are training persons of another")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return fig

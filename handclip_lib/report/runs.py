@@ -55,8 +55,8 @@ class Run:
         partial.replace(path)
         return fig
 
-    def save(self, metrics: Mapping[str, Any]) -> Path:
-        """Write stamp.json, then metrics.json; returns the path of metrics.json.
+    def save(self, metrics: Mapping[str, Any]) -> None:
+        """Write stamp.json, then metrics.json: with it the run is finished.
 
         metrics: `data`, the title of the data that was used, and `variants`, a dict
         {variant: {"own" | "all": {metric: {"mean", "ci95", "per_draw"}, counts}}}, empty where
@@ -70,9 +70,7 @@ class Run:
         told = stamp(self.params, time.monotonic() - self.opened)
         told |= {"data": plain["data"], "manifest_sha256": content["manifest_sha256"]}
         replace_text(self.folder / "stamp.json", _json(told))
-        path = self.folder / "metrics.json"
-        replace_text(path, _json(content))
-        return path
+        replace_text(self.folder / "metrics.json", _json(content))
 
 
 def open_run(notebook: str, p: Params) -> Run:

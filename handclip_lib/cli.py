@@ -1,0 +1,210 @@
+"""The command `handclip`: runs, studies and what belongs to them. Errors are one clear message."""
+
+import argparse
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from handclip_lib import __version__
+from handclip_lib.aspects import ASPECTS, CHAIN
+from handclip_lib.params import ParamError, load, resolve
+from handclip_lib.schema import did_you_mean
+
+DEMO = "demo"
+# Each command imports its own part: notebooks, figures and models take seconds to import
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status: 0, 1 failed, 2 wrongly asked, 130 stopped."""
+    asked = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)  # batch systems say it so; children are ended too
+    try:
+        return int(asked.does(asked))
+    except KeyboardInterrupt:
+        print("handclip: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if asked.debug:
+            traceback.print_exc()
+        else:
+            print(f"handclip: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ParamError | FileNotFoundError) else 1
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that suggests the nearest command for a misspelt one."""
+
+    def error(self, message: str) -> Any:
+        """Say what is wrong, with a suggestion, and exit with status 2."""
+        if message.startswith("argument COMMAND: invalid choice: "):
+            word = message.split("'")[1]
+            message = f"no command '{word}'{did_you_mean(word, COMMANDS)}"
+        super().error(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="handclip", description="Identify persons from photographs of hands.")
+    parser.add_argument("--version", action="version", version=f"handclip {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (does, arguments, words) in COMMANDS.items():
+        command = commands.add_parser(name, help=words, description=words)
+        for flags, settings in arguments:
+            command.add_argument(*flags, **settings)
+        command.add_argument("--debug", action="store_true", help="show the whole traceback")
+        command.set_defaults(does=does)
+    return parser
+
+
+def _run(asked: argparse.Namespace) -> int:
+    from handclip_lib.report.notebook import run_notebook
+
+    parameters: dict[str, Any] = {"aspect": asked.aspect, "study": asked.study}
+    parameters |= {"seed": asked.seed, "tag": asked.tag, "overrides": _overrides(asked.set)}
+    run_notebook(asked.notebook, parameters)
+    return 0
+
+
+def _overrides(settings: Sequence[str]) -> dict[str, Any]:
+    overrides = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not (key and equals):
+            raise ParamError(f"--set {setting}: write it as key=value, such as stage2.lr=1e-5")
+        try:
+            overrides[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ParamError(f"--set {setting}: the value is not valid YAML: {error}") from None
+    return overrides
+
+
+def _study(asked: argparse.Namespace) -> int:
+    from handclip_lib.report.study import run_study
+
+    return run_study(
+        asked.study,
+        asked.notebooks,
+        asked.aspects,
+        asked.seeds,
+        jobs=asked.cores,
+        force=asked.force,
+        dry_run=asked.dry_run,
+    )
+
+
+def _index(asked: argparse.Namespace) -> int:
+    from handclip_lib.report.index import write_index
+
+    print(write_index(asked.study))
+    return 0
+
+
+def _demo_data(asked: argparse.Namespace) -> int:
+    from handclip_lib.data.drawn.dataset import draw_dataset
+
+    drawn = load(study=DEMO).data
+    draw_dataset(
+        resolve(asked.root or drawn.root),
+        persons=drawn.drawn.persons if asked.persons is None else asked.persons,
+        seed=drawn.drawn.seed if asked.seed is None else asked.seed,
+        shots=drawn.drawn.shots,
+        workers=asked.workers,
+    )
+    return 0
+
+
+def _demo(asked: argparse.Namespace) -> int:
+    from handclip_lib.report.study import run_study
+
+    started = time.monotonic()
+    status = run_study(DEMO, None, asked.aspects, [0], jobs=asked.jobs, force=asked.force)
+    print(f"the demo took {time.monotonic() - started:.0f} s in all")
+    return status
+
+
+def _doctor(_asked: argparse.Namespace) -> int:
+    from handclip_lib import doctor
+
+    return doctor.main()
+
+
+def _export_tree(asked: argparse.Namespace) -> int:
+    from handclip_lib.data import legacy, splits, tables
+
+    p = load(asked.aspect, asked.study)
+    table = tables.read(p)
+    legacy.export_tree(splits.manifest_for(p, table), table.attrs["root"], asked.folder)
+    print(asked.folder)
+    return 0
+
+
+_STUDY = (("study",), {"metavar": "STUDY", "help": "a file in params/, or a path to a YAML"})
+_ASPECT = {"choices": list(ASPECTS), "metavar": "ASPECT"}
+_ASPECTS = (("--aspects",), _ASPECT | {"nargs": "+", "help": f"e.g. {' '.join(CHAIN)}"})
+_FORCE = (("--force",), {"action": "store_true", "help": "run what was done before, too"})
+_ROOT = {"default": "", "help": "the folder (default: the demo study's)"}
+COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] = {
+    "run": (
+        _run,
+        [
+            (("notebook",), {"metavar": "NOTEBOOK", "help": "01_baseline, 01, or a path"}),
+            (("--aspect",), _ASPECT | {"help": f"{', '.join(ASPECTS)} (default: the study's)"}),
+            (("--study",), {"default": DEMO, "help": "a file in params/, or a path (%(default)s)"}),
+            (("--seed",), {"type": int, "default": 0}),
+            (("--tag",), {"default": "", "help": "names a run whose values differ from the study"}),
+            (("--set",), {"action": "append", "default": [], "metavar": "KEY=VALUE"}),
+        ],
+        "run one notebook into its run folder and write report.html",
+    ),
+    "study": (
+        _study,
+        [
+            _STUDY,
+            _ASPECTS,
+            (("--seeds",), {"nargs": "+", "type": int, "default": [0]}),
+            (("--notebooks",), {"nargs": "+", "metavar": "NOTEBOOK", "help": "default: all"}),
+            (("--cores",), {"type": int, "metavar": "N", "help": "runs at a time"}),
+            (("--dry-run",), {"action": "store_true", "help": "only say what would be run"}),
+            _FORCE,
+        ],
+        "run all notebooks of a study that are not done yet, and write its index.html",
+    ),
+    "demo": (
+        _demo,
+        [_ASPECTS, (("--jobs",), {"type": int, "metavar": "N", "help": "runs at a time"}), _FORCE],
+        "draw the demonstration data, run its study, write its index.html",
+    ),
+    "demo-data": (
+        _demo_data,
+        [
+            (("--root",), _ROOT),
+            (("--persons",), {"type": int, "help": "default: the demo study's"}),
+            (("--seed",), {"type": int, "help": "default: the demo study's"}),
+            (("--workers",), {"type": int, "default": None, "help": "processes at a time"}),
+        ],
+        "draw the demonstration data: hands of persons that don't exist",
+    ),
+    "index": (_index, [_STUDY], "write a study's index.html from its metrics.json files"),
+    "export-tree": (
+        _export_tree,
+        [
+            _STUDY,
+            (("folder",), {"metavar": "FOLDER", "help": "the tree to make"}),
+            (("--aspect",), _ASPECT | {"help": "default: the study's"}),
+        ],
+        "write a split as the folders train_val_test_split_<aspect> of symbolic links",
+    ),
+    "doctor": (_doctor, [], "say what is installed, found and missing, and what mends it"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The look of every page: one style sheet for screen, phone and paper, nothing from outside."""
+
+import html
+from typing import Any
+
+CSS = """
+:root{color-scheme:light dark;--ink:#1f2933;--soft:#52606d;--line:#d9dfe6;--paper:#fff;
+--shade:#f4f6f8;--link:#0b63a5;--warn:#fff4e0;--warnline:#e69f00;--good:#00795a}
+@media (prefers-color-scheme:dark){:root{--ink:#e4e7eb;--soft:#9aa5b1;--line:#37424d;
+--paper:#14191f;--shade:#1d242b;--link:#6cb8f0;--warn:#33290f;--warnline:#c98a00;--good:#3fc79a}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:1000px;margin:0 auto;padding:1.6rem 1.2rem 4rem}
+h1{font-size:1.75rem;line-height:1.2;margin:.2rem 0 .6rem;letter-spacing:-.01em}
+h2{font-size:1.25rem;margin:2.4rem 0 .6rem;padding-top:.6rem;border-top:1px solid var(--line)}
+h3{font-size:1.02rem;margin:1.6rem 0 .4rem}
+p{margin:.5rem 0}a{color:var(--link)}small,.soft{color:var(--soft)}
+.over{color:var(--soft);font-size:.9rem;margin:0}
+.banner{background:var(--warn);border-left:4px solid var(--warnline);padding:.7rem 1rem;
+border-radius:0 6px 6px 0;margin:1rem 0}
+.scroll,.output_area,.output_html{overflow-x:auto}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;border:0}
+th,td{padding:.34rem .7rem;text-align:right;border:0;border-bottom:1px solid var(--line);
+white-space:nowrap}
+th{font-weight:600;color:var(--soft)}thead th{border-bottom:2px solid var(--line)}
+th.name,td.name,tbody th{text-align:left;color:var(--ink)}
+td small{display:block;font-size:.78rem}
+code,pre{font:.85rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+pre{overflow-x:auto;background:var(--shade);padding:.7rem .9rem;border-radius:6px;margin:.5rem 0}
+code{background:var(--shade);padding:.1em .3em;border-radius:4px}pre code{background:none;padding:0}
+img{max-width:100%;height:auto;background:#fff;border-radius:4px}
+details{margin:.5rem 0}summary{cursor:pointer;color:var(--link)}
+.thumbs{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:.8rem;
+margin:.6rem 0}
+.thumbs a{display:block;border:1px solid var(--line);border-radius:6px;overflow:hidden;
+text-decoration:none;color:var(--soft);font-size:.8rem;background:var(--shade)}
+.thumbs img{display:block;width:100%;height:130px;object-fit:cover;object-position:top left;
+border-radius:0}
+.thumbs span{display:block;padding:.25rem .5rem;white-space:nowrap;overflow:hidden;
+text-overflow:ellipsis}
+footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--line);color:var(--soft);
+font-size:.85rem}
+footer dl,.facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+@media (max-width:600px){main{padding:1rem .8rem 3rem}h1{font-size:1.35rem}
+th,td{padding:.3rem .45rem}footer dl,.facts{grid-template-columns:1fr}dt{margin-top:.3rem}}
+@media print{main{max-width:none;padding:0}a{color:inherit}
+h2,h3{break-after:avoid}img,tr,.thumbs a{break-inside:avoid}
+details:not([open])>*{display:block}}
+"""
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page that asks nobody for anything. title: text; body: HTML."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def banner(data: str) -> str:
+    """What data it is, said before any number; drawn hands are said to prove nothing."""
+    text = f"<strong>Data: {html.escape(data)}.</strong>"
+    if "drawn" in data:
+        text += (
+            " These hands are drawn by a program, to show that everything runs."
+            " Figures from drawn hands say nothing about real ones."
+        )
+    return f'<p class="banner">{text}</p>'
+
+
+def facts(rows: dict[str, str]) -> str:
+    """A list of names and values."""
+    items = (f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in rows.items())
+    return f'<dl class="facts">{"".join(items)}</dl>'
+
+
+def provenance(stamp: dict[str, Any]) -> dict[str, str]:
+    """The facts of a stamp.json that a reader asks for first."""
+    commit = stamp["git"]["commit"]
+    code = f"{commit[:12]}{' with changes' if stamp['git']['dirty'] else ''}" if commit else "?"
+    kept = ("torch", "open_clip_torch", "numpy", "scikit-learn")
+    versions = ", ".join(f"{name} {stamp['packages'].get(name)}" for name in kept)
+    memory = ", ".join(f"{where} {mb:.0f} MB" for where, mb in stamp["peak_memory_mb"].items())
+    return {
+        "data": stamp["data"],
+        "manifest sha256": stamp["manifest_sha256"] or "none written",
+        "code": f"handclip {stamp['handclip']}, commit {code}",
+        "versions": f"Python {stamp['python']}, {versions}",
+        "machine": f"{stamp['device']}; {stamp['platform']}",
+        "time and memory": f"{stamp['seconds']:.0f} s; peak {memory}",
+    }
