@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -121,12 +122,12 @@ def _is_done(root: Path, spec: dict[str, object]) -> bool:
 def _save_all(root: Path, rows: list[Picture], workers: int, progress: bool) -> None:
     """Draws the rows, in this process if there is one worker."""
 
-    def bar(done: Iterable[None]) -> Iterable[None]:
+    def bar(done: Iterable[Any]) -> Iterable[Any]:
         return tqdm(done, total=len(rows), desc="drawing hands", disable=not progress)
 
     if workers == 1 or len(rows) < 2:
-        for _ in bar(_save(root, row) for row in rows):
-            pass
+        for row in bar(rows):
+            _save(root, row)
         return
     # A forked worker starts at once; a spawned one imports all of torch for a few pictures.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")

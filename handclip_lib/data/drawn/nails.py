@@ -57,7 +57,7 @@ def _nail(
     bulge = (1 - 0.22 * np.clip(np.abs(q), 0, 1) ** 2.5)[..., None]
     if polish is None:
         pink = np.array([238, 184, 174]) / 255
-        bed = tone * 0.4 + 0.6 * pink * (0.5 + 0.6 * tone.mean(axis=-1, keepdims=True))
+        bed = tone * 0.3 + 0.7 * pink * (0.62 + 0.5 * tone.mean(axis=-1, keepdims=True))
         moon = np.clip((-0.52 - p - 0.3 * q * q) * 5, 0, 1)[..., None]
         edge = np.clip((p - 0.74 + 0.16 * q * q) * 7, 0, 1)[..., None]
         bed = bed * (1 - 0.55 * moon - 0.6 * edge)

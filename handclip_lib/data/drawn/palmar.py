@@ -36,8 +36,8 @@ def _main_lines(person: Person, side: str, hand: Hand) -> list[Stroke]:
         z = trait(person, f"line{k}", side, 2 * len(points) + 6, 0.88)
         if k == 3 and z[-1] < -0.1:
             continue
-        moved = points + 3.6 * z[: 2 * len(points)].reshape(-1, 2)
-        moved = moved + np.array([0.0, 3.4 * z[-2]])
+        moved = points + (2.5, 3.4, 3.4, 3.6)[k] * z[: 2 * len(points)].reshape(-1, 2)
+        moved[:, 1] += 3.6 * z[-2] + 0.09 * z[-3] * points[:, 0]
         moved[0, 0] = points[0, 0]
         path = curve(moved * _scale(hand), 26)
         ends = 26 - int(np.clip(4 * (z[-3] + 0.6), 0, 9))
@@ -66,7 +66,7 @@ def _fine_lines(person: Person, side: str, hand: Hand) -> list[Stroke]:
         step = np.array([np.cos(angle), np.sin(angle)]) * half
         bow = np.array([-step[1], step[0]]) * 0.22 * z[k, 4]
         path = curve(np.array([middle - step, middle + bow, middle + step]) * _scale(hand), 8)
-        strength = (0.44 if long else 0.25) * (1 + 0.3 * z[k, 5]) * person.wrinkles
+        strength = (0.5 if long else 0.32) * (1 + 0.3 * z[k, 5]) * person.wrinkles
         out.append(Stroke(path, 0.62 if long else 0.5, float(np.clip(strength, 0.08, 0.75))))
     return out
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 SKIN_TONES = {  # sRGB 0..255 of the back of the hand and of the palm
-    "very fair": ((226, 180, 156), (236, 184, 168)),
-    "fair": ((214, 162, 132), (230, 172, 152)),
-    "medium": ((188, 136, 102), (218, 162, 136)),
-    "dark": ((146, 98, 72), (186, 130, 106)),
+    "very fair": ((224, 182, 153), (234, 186, 166)),
+    "fair": ((208, 160, 124), (230, 178, 152)),
+    "medium": ((182, 133, 94), (222, 169, 139)),
+    "dark": ((142, 97, 68), (194, 140, 112)),
 }
-METACARPAL_HEADS = ((25.0, 15.0), (27.5, 88.0), (5.5, 91.5), (-16.0, 86.0), (-35.5, 75.5))
+METACARPAL_HEADS = ((25.0, 15.0), (27.5, 88.0), (5.5, 91.5), (-16.0, 86.0), (-34.0, 76.0))
 PHALANGES = ((45.0, 32.0, 25.0), (40, 24, 22), (44.5, 28, 23), (41, 27, 23), (32.5, 20, 20.5))
 RADII = (11.2, 10.1, 10.3, 9.7, 8.5)
 
@@ -110,11 +110,12 @@ def hand_of(person: Person, side: str) -> Hand:
     width = slender * (1 + 0.06 * trait(person, "slender", side, 1, 0.97))
     width = width * (1 + 0.05 * trait(person, "finger width", side, 5, 0.93))
     spread = 1 + 0.065 * trait(person, "palm", side, 2, 0.96)
-    heads = np.array(METACARPAL_HEADS) + 1.8 * trait(person, "heads", side, 10, 0.9).reshape(5, 2)
-    heads = heads * spread * np.array([0.5 + 0.5 * slender, 1.0])
+    heads = np.array(METACARPAL_HEADS) + 1.5 * trait(person, "heads", side, 10, 0.9).reshape(5, 2)
+    heads = heads * spread * np.array([0.53 + 0.51 * slender, 1.0])
     profile = np.array([0.95, 0.95, 1.02, 0.91, 0.92, 0.89, 0.8])
     profile = profile * (1 + 0.04 * trait(person, "profile", side, 7, 0.95))
     profile = profile * (1 + 0.02 * trait(person, "profiles", side, 35, 0.9).reshape(5, 7))
+    profile[:, 5] = np.minimum(profile[:, 5], 0.97 * profile[:, 4])
     profile[:, 6] = np.clip(profile[:, 6], 0.84 * profile[:, 5], 0.93 * profile[:, 5])
     return Hand(
         heads=person.size * heads,

@@ -37,7 +37,7 @@ def make_shot(person: Person, aspect: str, shot: int, accessories: bool) -> Shot
     tilt = rng.uniform(0.25, 0.6)
     zoom = rng.uniform(1.78, 2.0) if band != "none" else rng.uniform(1.95, 2.4)
     return Shot(
-        angle=float(np.radians(np.clip(rng.normal(0, 9), -18, 18))),
+        angle=float(np.radians(np.clip(rng.normal(0, 8), -16, 16))),
         px_per_mm=float(zoom),
         centre=(float(rng.uniform(0.36, 0.64)), float(rng.uniform(0.82, 0.955))),
         stretch=(float(rng.normal(1, 0.025)), float(rng.normal(1, 0.025))),
@@ -46,9 +46,9 @@ def make_shot(person: Person, aspect: str, shot: int, accessories: bool) -> Shot
         shorten=1 - np.abs(rng.normal(0, 0.03, (5, 3))) - abs(rng.normal(0, 0.02)),
         forearm=float(rng.normal(0, 0.11)),
         light=np.array([np.cos(direction) * tilt, np.sin(direction) * tilt, np.sqrt(1 - tilt**2)]),
-        ambient=float(rng.uniform(0.34, 0.52)),
-        exposure=float(np.exp(rng.normal(0.0, 0.1))),
-        white=np.exp(rng.normal(0, 0.04, 3) * np.array([1, 0.4, 1])),
+        ambient=float(rng.uniform(0.3, 0.47)),
+        exposure=float(np.exp(np.clip(rng.normal(0.01, 0.095), -0.22, 0.13))),
+        white=np.exp(np.clip(rng.normal(0, 0.042, 3), -0.075, 0.075) * np.array([1, 0.4, 1])),
         sleeve=float(rng.uniform(-75, -12)) if rng.random() < 0.55 else -400.0,
         ring=ring,
         band=band,
@@ -64,12 +64,12 @@ def _worn(rng: np.random.Generator) -> tuple[str, str]:
 
 def _spread(rng: np.random.Generator, surface: str) -> np.ndarray:
     """(5,) finger directions: from held together to fanned out, as people do when asked."""
-    fan = rng.beta(1.1, 1.1)
-    closed = np.array([0.34, -0.035, 0.0, 0.045, 0.10])
+    fan = rng.beta(0.75, 0.9)
+    closed = np.array([0.2, -0.06, 0.0, 0.065, 0.14])
     opened = np.array([0.86, 0.2, 0.02, -0.17, -0.42])
     angles = closed + (opened - closed) * fan + rng.normal(0, 0.025, 5)
     thumb = 0.55 * fan + 0.45 * rng.random()
-    low, high = (0.30, 0.82) if surface == "dorsal" else (0.34, 0.92)
+    low, high = (0.13, 0.82) if surface == "dorsal" else (0.16, 0.92)
     angles[0] = low + (high - low) * thumb
     return angles
 

@@ -51,7 +51,7 @@ def layers(subject: Subject, shape: Shape) -> Skin:
         lines = _soft_ink(one.frame, dorsal_strokes(*hand_args, one.joints), 0.16)
         veins = _soft_ink(one.frame, vein_strokes(*hand_args), 0.8)
         tendons = _soft_ink(one.frame, tendon_strokes(*hand_args), 2.0)
-        relief = 1.0 * veins + 1.3 * tendons + _bumps(one, _knuckle_bumps(one))
+        relief = 0.7 * veins + 1.3 * tendons + _bumps(one, _knuckle_bumps(one))
     else:
         lines = _soft_ink(one.frame, palmar_strokes(*hand_args, one.joints), 0.16)
         veins = np.zeros_like(lines)

@@ -33,7 +33,7 @@ def _table(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     cx, cy = rng.uniform(-0.3, 0.3, 2)
     corner = np.clip(np.hypot(x - cx, y - cy) - rng.uniform(0.35, 0.7), 0, 1)
     uneven = gaussian_filter(rng.standard_normal((h, w)), 3) * 0.05
-    level = rng.uniform(1.06, 1.4) + slope + uneven - rng.uniform(0, 0.35) * corner
+    level = rng.uniform(1.1, 1.6) + slope + uneven - rng.uniform(0, 0.6) * corner
     tint = rng.uniform(-0.03, 0.03, 3) * np.array([1.2, 0.3, 1.0])
     cool = rng.uniform(0, 0.35) * np.array([0.5, 0.1, 0.0])
     small = level[..., None] * (1 + tint) - corner[..., None] * cool
@@ -67,14 +67,14 @@ def photograph(scene: np.ndarray, shot: Shot, rng: np.random.Generator) -> np.nd
     blur = float(rng.uniform(0.25, 0.95)) * height / 480
     smear = blur + (float(rng.uniform(1, 2.2)) * height / 480 if rng.random() < 0.08 else 0.0)
     sigma = (blur, smear) if rng.random() < 0.5 else (smear, blur)
-    contrast = np.float32(1.6 * rng.uniform(0.0, 0.35))
+    contrast = np.float32(1.6 * rng.uniform(0.08, 0.42))
     grain = np.float32(rng.uniform(0.004, 0.014))
     noise = grain * rng.standard_normal((height + 14, width + 14), dtype=np.float32)
     out = np.empty(scene.shape, np.uint8)
     for c in range(3):
         plane = scene[..., c] * np.float32(shot.exposure * shot.white[c])
         knee = np.maximum(plane - 0.82, 0)
-        plane = np.minimum(plane, 0.82) + 0.19 * knee / (knee + 0.12)
+        plane = np.minimum(plane, 0.82) + 0.25 * knee / (knee + 0.16)
         plane = plane + contrast * (plane - 0.5) * plane * (1 - plane)
         plane = gaussian_filter(plane, sigma, truncate=2.5)
         plane += noise[7 * c : 7 * c + height, 7 * c : 7 * c + width]

@@ -44,7 +44,7 @@ class Shape:
 
     owner 0 is palm, back and arm, 1..5 are thumb..little; along and across are coordinates on
     the owning finger, across as a share of its radius. free (0..1) is 1 where a finger stands
-    clear of the palm and fades towards its root.
+    clear of the palm and fades towards its root; seam (0..1) is 1 where two fingers touch.
     """
 
     distance: np.ndarray
@@ -53,6 +53,7 @@ class Shape:
     along: np.ndarray
     across: np.ndarray
     free: np.ndarray
+    seam: np.ndarray
 
 
 def make_frame(joints: list[np.ndarray], shot: Shot, thumb: int, size: tuple[int, int]) -> Frame:
@@ -86,19 +87,19 @@ def build(frame: Frame, hand: Hand, joints: list[np.ndarray], shot: Shot) -> Sha
     """The signed distance of the whole hand, its rounded height, and who owns each pixel."""
     x, y = frame.grid()
     palm = _palm(x, y, hand, joints, shot)
-    fingers = np.full_like(palm, 99.0)
+    fingers, second = np.full_like(palm, 99.0), np.full_like(palm, 99.0)
     owner = np.zeros(palm.shape, np.int8)
     along, across = np.zeros_like(palm), np.zeros_like(palm)
-    soft = np.full_like(palm, 8.0 * hand.palm[3])
-    round_up = np.zeros_like(palm)
+    round_up, body, web = np.zeros_like(palm), palm.copy(), 8.0 * hand.palm[3]
     for f in range(5):
-        window = _window(frame, joints[f], 2.2 * hand.radii[f])
+        window = _window(frame, joints[f], (2.3 if f else 3.2) * hand.radii[f])
         dist, s, v, radius = chain_field(x[window], y[window], joints[f], hand, f)
         d = dist - radius
         nearer = d < fingers[window]
         bulge = np.sqrt(np.maximum(radius * radius - dist * dist, 0))
         bulge = bulge * (0.55 + 0.45 * np.clip(1.6 * s / knots_of(joints[f])[2], 0, 1))
         round_up[window] = np.maximum(round_up[window], bulge)
+        second[window] = np.minimum(second[window], np.maximum(d, fingers[window]))
         fingers[window] = np.where(nearer, d, fingers[window])
         along[window] = np.where(nearer, s, along[window])
         across[window] = np.where(nearer, v / radius, across[window])
@@ -106,17 +107,19 @@ def build(frame: Frame, hand: Hand, joints: list[np.ndarray], shot: Shot) -> Sha
         if f == 0:
             ends = knots_of(joints[0])
             fade = np.clip((s - 0.55 * ends[2]) / (0.6 * ends[2]), 0, 1)
-            soft[window] = np.where(nearer, 20 - 18.5 * fade, soft[window])
+            body[window] = smooth_min(palm[window], d, 20 - 18.5 * fade)
+        else:
+            body[window] = np.minimum(body[window], smooth_min(palm[window], d, web))
     owner = np.where((fingers < palm + 1) & (fingers < 6), owner, 0).astype(np.int8)
-    distance = smooth_min(palm, fingers, soft)
     free = np.clip((palm - fingers) / 9, 0, 1)
     free = free * free * (3 - 2 * free)
     height = -smooth_min(-inflate(palm, 10.0), -round_up, 7.0)
-    height = np.maximum(height, inflate(distance, 6.0)) * (distance < 0)
+    height = np.maximum(height, inflate(body, 6.0)) * (body < 0)
     height = gaussian_filter(height, 0.45 * frame.scale, truncate=3)
-    keep = np.maximum(free, np.clip(1.3 + distance / 6, 0, 1))
+    keep = np.maximum(free, np.clip(1.3 + body / 6, 0, 1))
     height = height * keep + (1 - keep) * blurred(height, 2.2 * frame.scale)
-    return Shape(distance, height, owner, along, across, free)
+    seam = np.clip(1.25 - (second - fingers) / 1.4, 0, 1) * np.clip(1 - second / 1.4, 0, 1) * free
+    return Shape(body, height - 1.8 * seam, owner, along, across, free, seam)
 
 
 def inflate(distance: np.ndarray, depth: float = 11.0) -> np.ndarray:
@@ -149,7 +152,7 @@ def chain_field(
     x: np.ndarray, y: np.ndarray, joints: np.ndarray, hand: Hand, f: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Distance to the axis of finger f, arc length (runs on past the tip), offset, radius: mm."""
-    best = s = v = None
+    best, s, v = np.full_like(x, np.inf), np.zeros_like(x), np.zeros_like(x)
     start = 0.0
     for k in range(3):
         a, step = joints[k], joints[k + 1] - joints[k]
@@ -161,12 +164,9 @@ def chain_field(
         beyond = t - np.clip(t, 0, length)
         gap = side * side + beyond * beyond
         place = start + (t if k == 2 else np.minimum(t, length))
-        if best is None:
-            best, s, v = gap, place, side
-        else:
-            nearer = gap < best
-            best = np.where(nearer, gap, best)
-            s, v = np.where(nearer, place, s), np.where(nearer, side, v)
+        nearer = gap < best
+        best = np.where(nearer, gap, best)
+        s, v = np.where(nearer, place, s), np.where(nearer, side, v)
         start += length
     fine = np.linspace(0, 3, 31)
     knots = np.interp(fine, KNOTS, knots_of(joints))
@@ -209,8 +209,8 @@ def _palm(
             out, _capsule(x, y, roots[f - 1], hand.heads[f], 1.4 * radius, radius), 9.0
         )
     edge = hand.heads[4] + np.array([0.5, -8.0])
-    heel = np.array([-20.0 * hand.palm[2], 24.0])
-    out = smooth_min(out, _capsule(x, y, heel, edge, 13.0, 10.5), 9.0)
+    heel = np.array([-19.5 * hand.palm[2], 30.0])
+    out = smooth_min(out, _capsule(x, y, heel, edge, 12.0, 10.5), 16.0)
     for f in range(1, 4):
         middle = (hand.heads[f] + hand.heads[f + 1]) / 2
         ahead = (joints[f][1] - joints[f][0]) + (joints[f + 1][1] - joints[f + 1][0])

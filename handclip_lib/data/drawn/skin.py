@@ -17,7 +17,7 @@ def paint(
     """(h, w, 3) float32 0..1: the lit skin over the frame's box; rng is the shot's."""
     grain = rng.standard_normal(shape.height.shape, dtype=np.float32)
     pores = gaussian_filter(grain, 0.33 * subject.frame.scale)
-    height = shape.height + skin.relief + 0.05 * pores
+    height = shape.height + skin.relief + 0.075 * pores
     shade, shine = light(height, subject.frame.scale, shot)
     shade = shade * _occlusion(shape.height + skin.relief, subject.frame.scale)
     colour = _albedo(subject, shape, skin)
@@ -56,10 +56,10 @@ def _albedo(subject: Subject, shape: Shape, skin: Skin) -> np.ndarray:
     person = subject.person
     back, palm = (np.array(tone) / 255 for tone in SKIN_TONES[person.skin_color])
     z = np.clip(trait(person, "tone", subject.side, 4, 0.97), -2, 2)
-    habit = 1 + np.array([0.016, 0.022, 0.03]) * (0.8 * z[0] + 0.5 * z[1:])
+    habit = 1 + np.array([0.011, 0.015, 0.02]) * (0.8 * z[0] + 0.5 * z[1:])
     if subject.surface == "dorsal":
-        tone = [np.float32(value) for value in back * habit]
-        strength = {"dark": 0.24, "medium": 0.17}.get(person.skin_color, 0.09)
+        tone = [np.full_like(shape.height, value) for value in back * habit]
+        strength = {"dark": 0.3, "medium": 0.25, "fair": 0.17}.get(person.skin_color, 0.12)
         tint = (strength * 0.75, strength * 1.15, strength * 1.2)
     else:
         _, y = subject.frame.grid()
@@ -67,14 +67,16 @@ def _albedo(subject: Subject, shape: Shape, skin: Skin) -> np.ndarray:
         tone = [np.float32(p) + arm * np.float32(b - p) for b, p in zip(back, palm, strict=True)]
         tone = [one * np.float32(factor) for one, factor in zip(tone, habit, strict=True)]
         tint = (0.01, 0.125, 0.095)
-    blotch, fine = (person.mottling * plane for plane in _mottling(subject, shape))
+    mottled = person.mottling * {"very fair": 0.6, "fair": 0.75}.get(person.skin_color, 1.0)
+    blotch, fine = (mottled * plane for plane in _mottling(subject, shape))
     deep = 0.36 if subject.surface == "palmar" else 0.46
     out = np.empty((*shape.height.shape, 3), np.float32)
     for c in range(3):
         plane = tone[c] * (1 - tint[c] * skin.flush)
-        plane = plane * (1 + (0.014, 0.028, 0.026)[c] * blotch + (0.013, 0.017, 0.018)[c] * fine)
+        plane = plane * (1 + (0.013, 0.026, 0.026)[c] * blotch + (0.016, 0.023, 0.024)[c] * fine)
         plane = plane * (1 - (0.72, 1.06, 1.1)[c] * deep * skin.lines)
-        plane = plane * (1 - (0.16, 0.07, 0.03)[c] * skin.veins)
+        plane = plane * (1 - (0.22, 0.11, 0.06)[c] * skin.veins)
+        plane = plane * (1 - (0.36, 0.5, 0.52)[c] * shape.seam)
         out[..., c] = plane * (1 - (0.55, 0.68, 0.72)[c] * skin.spots)
     return out
 
