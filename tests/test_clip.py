@@ -18,8 +18,7 @@ from torch import nn
 
 from handclip_lib import params
 from handclip_lib.models import resize, towers, weights
-from handclip_lib.models.clip import Encoder, load_encoder
-from handclip_lib.models.files import save_local_dir
+from handclip_lib.models.clip import Encoder, load_encoder, save_local_dir
 
 TEXT = {"width": 64, "heads": 4, "layers": 2, "context_length": 77, "vocab_size": 49408}
 VIT = {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 16, "layers": 3}

@@ -99,6 +99,15 @@ def test_a_ring_does_not_cost_the_finger():
     assert found is not None and found.box[3] > 195
 
 
+def test_a_dark_sleeve_does_not_outweigh_a_pale_hand():
+    image = hand_on_plain(box=(100, 0, 220, 60))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((100, 0, 220, 80), fill=(90, 10, 20))
+    draw.rectangle((115, 80, 205, 220), fill=(250, 215, 195))
+    found = find_hand(image)
+    assert found is not None and found.box[3] > 215
+
+
 @pytest.mark.parametrize(
     "picture",
     [

@@ -9,6 +9,7 @@ from scipy import ndimage
 _WORK = 160  # pixels of the longer side at which the search works: 1 ms, and fingers stay apart
 _AREA = (0.03, 0.95)  # believable share of the picture
 _CONTRAST = 20.0  # grey levels between the two classes; noise and JPEG blocks stay below
+_FAR = 60.0  # grey levels; farther is no more foreground: a dark sleeve must not outweigh pale skin
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def find_hand(picture: Image.Image) -> Found | None:
     height, width = rgb.shape[:2]
     if min(height, width) < 8:
         return None
-    distance = np.linalg.norm(rgb - _background_plane(rgb), axis=2)  # (h, w)
+    distance = np.linalg.norm(rgb - _background_plane(rgb), axis=2).clip(max=_FAR)  # (h, w)
     threshold, contrast = otsu(distance)
     if contrast < _CONTRAST:
         return None
