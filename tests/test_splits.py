@@ -104,6 +104,19 @@ def hands(
     return pd.DataFrame(rows, columns=["image", "pid", "aspect", "dataset", "accessories"])
 
 
+def check_galleries_of_all_hands(manifests: dict[str, pd.DataFrame]) -> None:
+    for aspect, manifest in manifests.items():
+        for draw in (0, 9):
+            every = part(manifest, "gallery_all", draw=draw)
+            own = every[every["aspect"] == aspect]
+            assert people(own) == people(part(manifest, "gallery", draw=draw))
+            assert list(every["aspect"].unique()) == [aspect, *OFFSETS[aspect]]
+            for other, offset in OFFSETS[aspect].items():
+                rows = every[every["aspect"] == other]
+                theirs = part(manifests[other], "gallery", draw=draw)
+                assert people(rows.assign(pid=rows["pid"] - offset)) == people(theirs)
+
+
 # --- the real metadata -------------------------------------------------------------------------
 
 
@@ -129,19 +142,9 @@ def test_published_counts_and_digests(real: pd.DataFrame, aspect: str) -> None:
     assert manifest.attrs["singletons"] == []
 
 
-def test_published_galleries_of_all_hands(real: pd.DataFrame) -> None:
+def test_own_other_hands_are_distractors_of_the_real_data(real: pd.DataFrame) -> None:
     manifests = {aspect: make_manifest(real, aspect) for aspect in CHAIN}
-    for aspect, manifest in manifests.items():
-        for draw in (0, 9):
-            every = part(manifest, "gallery_all", draw=draw)
-            own = every[every["aspect"] == aspect]
-            assert people(own) == people(part(manifest, "gallery", draw=draw))
-            assert list(every["aspect"].unique()) == [aspect, *OFFSETS[aspect]]
-            for other, offset in OFFSETS[aspect].items():
-                rows = every[every["aspect"] == other]
-                theirs = part(manifests[other], "gallery", draw=draw)
-                assert people(rows.assign(pid=rows["pid"] - offset)) == people(theirs)
-    # the person's own other hands are among the distractors of a dorsal right query
+    check_galleries_of_all_hands(manifests)
     tested = set(part(manifests["dorsal_r"], "query")["pid"])
     shared = [len(tested & set(part(manifests[a], "gallery")["pid"])) for a in CHAIN[1:]]
     assert shared == [56, 70, 58]
@@ -211,6 +214,26 @@ def test_the_draws_are_these() -> None:
         == "185ab86467c81079"
     )
     assert splits.sha256(manifest)[:16] == "a4d24739eed1f17e"
+
+
+@pytest.mark.parametrize("mode", splits.MODES)
+def test_a_gallery_of_all_hands_is_the_four_aspects_galleries(mode: str) -> None:
+    table = by_formula()
+    check_galleries_of_all_hands({a: make_manifest(table, a, mode) for a in CHAIN})
+
+
+def test_images_are_drawn_from_the_order_of_their_names() -> None:
+    table = by_formula()
+    folders = [f"{'zyx'[n % 3]}/" for n in range(len(table))]
+    moved = table.assign(image=folders + table["image"].str.removeprefix("Hands/"))
+    plain, there = (make_manifest(t, "dorsal_l") for t in (table, moved))
+    assert people(part(there, "gallery")) == people(part(plain, "gallery"))
+    own = make_manifest(moved.assign(dataset="own"), "dorsal_l")  # here folders are part of a name
+    mine = moved[moved["aspect"] == "dorsal_l"]
+    for row in part(own, "val").itertuples():
+        images = sorted(mine.loc[mine["pid"] == row.pid, "image"])
+        key = f"0|own|dorsal_l|val|{row.pid}"
+        assert row.image == images[int(hashlib.sha256(key.encode()).hexdigest(), 16) % len(images)]
 
 
 def test_a_draw_is_what_its_key_says() -> None:

@@ -68,6 +68,25 @@ def test_metadata_alone_needs_no_photographs(tmp_path: Path) -> None:
         read_11k(root)
 
 
+def test_every_spelling_of_the_csv_is_the_same_table(tmp_path: Path) -> None:
+    root = make_11k(tmp_path, photographs=False)
+    path = root / "HandInfo.csv"
+    plain = read_11k(root, check_files=False)
+    text = path.read_text()
+    quoted = "\n".join(",".join(f'"{c}"' for c in line.split(",")) for line in text.splitlines())
+    for spelt in (
+        text.replace("\n", "\r\n"),
+        "\ufeff" + text,
+        "\ufeff" + quoted,
+        text.replace("0000045", '"0000045 "'),
+        text.replace("0000045", "45").replace("0000000", "0"),
+        text.replace(",", ";"),
+        text + "\n\n",
+    ):
+        path.write_bytes(spelt.encode())
+        pd.testing.assert_frame_equal(read_11k(root, check_files=False), plain)
+
+
 def variants(source: Path) -> dict[str, bytes]:
     """The spellings of HandInfo.csv in the wild, made from the original."""
     with source.open(newline="") as file:
