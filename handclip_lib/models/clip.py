@@ -21,7 +21,14 @@ from handclip_lib.models.weights import Source, WeightsError
 from handclip_lib.params import ParamError
 from handclip_lib.schema import Params
 
-__all__ = ["Encoder", "Features", "WeightsError", "load_encoder", "save_local_dir"]
+__all__ = [
+    "Encoder",
+    "Features",
+    "WeightsError",
+    "load_encoder",
+    "load_towers",
+    "save_local_dir",
+]
 
 
 class Encoder(nn.Module):

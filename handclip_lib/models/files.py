@@ -81,9 +81,11 @@ def save_local_dir(encoder: "Encoder", folder: Path, dtype: torch.dtype = torch.
     try:
         _write(encoder, new, dtype)
         new.chmod(0o755)
+        old = new.with_name(f"{new.name}.old")
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder
