@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -70,14 +71,27 @@ def draw_dataset(
         )
     if _is_done(root, spec):
         return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_name(f".{root.name}.lock")):  # two notebooks may want it at once
+        if not _is_done(root, spec):
+            _draw_missing(root, spec, plan(persons, seed, shots), workers, progress)
+    return root
+
+
+def _draw_missing(
+    root: Path,
+    spec: dict[str, object],
+    rows: list[Picture],
+    workers: int | None,
+    progress: bool,
+) -> None:
+    """Everything of the set that is not on disk yet; the marker last."""
     (root / "Hands").mkdir(parents=True, exist_ok=True)
     _write(root / BEGUN, json.dumps(spec))
-    rows = plan(persons, seed, shots)
     missing = [row for row in rows if not (root / "Hands" / row.name).exists()]
     _save_all(root, missing, workers or os.cpu_count() or 1, progress)
     _write_table(root, rows)
     os.replace(root / BEGUN, root / MARKER)
-    return root
 
 
 def plan(persons: int, seed: int, shots: tuple[int, int]) -> list[Picture]:

@@ -1,0 +1,141 @@
+"""Every notebook: runs from nothing, replays the same, equals its golden, and notices errors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from handclip_lib.params import ROOT
+
+NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb"))
+GOLDEN = ROOT / "tests" / "golden"
+CHECK = "nbval-check-output"
+
+
+def run(arguments: list[str], home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """A command from an empty cache and a runs root of its own, in a folder outside the project."""
+    home.mkdir(parents=True, exist_ok=True)
+    env = os.environ | {"HANDCLIP_CACHE": f"{home}/cache", "HANDCLIP_REPORTS": f"{home}/reports"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=home,
+        env=env | more,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def replay(notebook: Path, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """nbval executes the notebook again and compares the check cells' outputs."""
+    options = "--nbval-lax --nbval-current-env --nbval-cell-timeout=300 -q -p no:cacheprovider"
+    return run(["pytest", *options.split(), "-c", os.devnull, str(notebook)], home, **more)
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_smoke_run_leaves_a_report_and_replays_from_nothing(name: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    ok(run(["handclip_lib.cli", "run", name, "--study", "smoke", "--aspect", "palmar_l"], first))
+    folder = Path("reports/smoke/seed0/palmar_l") / name
+    for left in ("params.json", "manifest.csv", "stamp.json", "report.ipynb", "report.html"):
+        assert (first / folder / left).stat().st_size > 0, left
+    assert "drawn hands" in (first / folder / "report.html").read_text()
+    ok(replay(first / folder / "report.ipynb", second))
+    one, two = (json.loads((h / folder / "metrics.json").read_text()) for h in (first, second))
+    assert flat(one) == pytest.approx(flat(two), abs=1e-3)
+    assert one["manifest_sha256"] == two["manifest_sha256"]
+
+
+def flat(tree: object, prefix: str = "") -> dict[str, float]:
+    """Every number of a nested result by its path."""
+    if isinstance(tree, dict):
+        items = [(f"{prefix}.{k}", v) for k, v in tree.items()]
+    elif isinstance(tree, list):
+        items = [(f"{prefix}.{i}", v) for i, v in enumerate(tree)]
+    else:
+        return {prefix: float(tree)} if isinstance(tree, int | float) else {}
+    return {k: v for path, branch in items for k, v in flat(branch, path).items()}
+
+
+@pytest.mark.notebook
+def test_plain_papermill_works_from_any_folder(tmp_path: Path) -> None:
+    notebook = ROOT / "notebooks" / "01_baseline.ipynb"
+    ok(
+        run(
+            f"papermill {notebook} out.ipynb -p study smoke -p aspect dorsal_l".split(),
+            tmp_path / "elsewhere",
+        )
+    )
+    saved = tmp_path / "elsewhere/reports/smoke/seed0/dorsal_l/01_baseline/metrics.json"
+    assert set(json.loads(saved.read_text())["variants"]) == {"tiny", "tiny_rn"}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_golden_is_todays_notebook_and_its_checks_are_live(name: str) -> None:
+    today = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    golden = nbformat.read(GOLDEN / f"{name}.ipynb", as_version=4).cells
+    own = [c for c in golden if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert len(own) == len(golden) - 1
+    assert [c.source for c in own] == [c.source for c in today], "run `make golden`"
+    checks = [c for c in golden if CHECK in c.metadata.get("tags", [])]
+    assert checks
+    for cell in checks:
+        assert cell.execution_count and cell.outputs, "nbval would compare nothing"
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_golden_replays(name: str, tmp_path: Path) -> None:
+    ok(replay(GOLDEN / f"{name}.ipynb", tmp_path / "golden"))
+
+
+PLANTED = """
+
+_true_metrics = retrieval_metrics
+
+
+def retrieval_metrics(similarity, query_pids, gallery_pids):
+    scores = _true_metrics(similarity, query_pids, gallery_pids)
+    scores["per_query"]["ap"] = scores["per_query"]["ap"] ** 2
+    return scores
+"""
+
+
+@pytest.mark.notebook
+def test_an_error_planted_in_ap_fails_a_golden(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "handclip_lib", project / "handclip_lib")
+    shutil.copytree(ROOT / "params", project / "params")
+    (project / "data").symlink_to(ROOT / "data")
+    with (project / "handclip_lib/evaluate/retrieval.py").open("a") as module:
+        module.write(PLANTED)
+    done = replay(GOLDEN / "01_baseline.ipynb", tmp_path / "planted", PYTHONPATH=str(project))
+    assert done.returncode == 1 and "mAP" in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.parametrize("tower", ["ViT-B-16-quickgelu", "RN50-quickgelu"])
+def test_full_size_towers_with_random_weights(tower: str, tmp_path: Path) -> None:
+    sets = {
+        "model.name": tower,
+        "model.pretrained": "random",
+        "model.fit": "squash",
+        "data.root": f"{tmp_path}/hands",
+        "data.drawn.persons": "4",
+        "split.select": "none",
+        "split.draws": "2",
+        "baseline.beside": "null",
+    }
+    told = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    ok(run(["handclip_lib.cli", "run", "01_baseline", "--study", "smoke", *told], tmp_path / "big"))
