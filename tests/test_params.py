@@ -214,6 +214,7 @@ def test_every_field_is_read() -> None:
         "p.data.drawn.persons",
         "told = p.data.drawn\nprint(told.persons)",
         "a, told = 1, p.data.drawn\nprint(told.persons)",
+        "for told in (1, p.data.drawn):\n    print(told.persons)",
         "def draw(told: Drawn) -> int:\n    return told.persons",
         "def draw(told: 'Drawn | None') -> int:\n    return told.persons",
     ],
@@ -257,6 +258,9 @@ def _reads(tree: list[ast.AST], branch: str, node: str, field: str) -> bool:
     for part in tree:
         if isinstance(part, ast.Assign):
             owners |= set(_names_for(part.targets[0], part.value, near))
+        elif isinstance(part, ast.For | ast.comprehension) and isinstance(part.iter, ast.Tuple):
+            for value in part.iter.elts:
+                owners |= set(_names_for(part.target, value, near))
         elif isinstance(part, ast.arg) and part.annotation:
             said = ast.unparse(part.annotation)
             owners |= {part.arg} if re.search(rf"\b{node}\b", said) else set()

@@ -17,6 +17,7 @@ from test_tables import make_hd
 from handclip_lib import params
 from handclip_lib.aspects import CHAIN
 from handclip_lib.data import legacy, splits
+from handclip_lib.data.drawn.dataset import plan
 from handclip_lib.data.splits import SplitError, make_manifest
 from handclip_lib.data.tables import read_11k, read_hd
 
@@ -348,6 +349,32 @@ def test_persons_with_one_image_are_kept_and_listed() -> None:
     assert single[1] in set(part(manifest, "gallery")["pid"]) - set(part(manifest, "query")["pid"])
 
 
+def test_the_shipped_drawn_studies_can_be_split() -> None:
+    for path in sorted((params.ROOT / "params").glob("*.yaml")):
+        told = params.load(study=path.stem).data
+        if told.dataset != "drawn":
+            continue
+        pictures = plan(told.drawn.persons, told.drawn.seed, told.drawn.shots)
+        rows = [(f"Hands/{r.name}", r.pid, r.aspect, "drawn", int(r.accessories)) for r in pictures]
+        table = pd.DataFrame(rows, columns=["image", "pid", "aspect", "dataset", "accessories"])
+        manifests = [splits.manifest_for(params.load(a, path.stem), table) for a in CHAIN]
+        splits.check_leaks(*manifests)
+        for manifest in manifests:
+            assert set(splits.counts(manifest).index) >= {"train", "val", "select", "gallery_all"}
+        p = params.load(study=path.stem)
+        assert tuple(splits.all_aspects(p, table, "published")) == CHAIN
+
+
+def test_an_aspect_that_cannot_be_split_is_left_out_aloud(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = hands()
+    few = table[(table["aspect"] != "palmar_r") | (table["pid"] < 11)]
+    manifests = splits.all_aspects(params.load(study="11k_vitb16"), few, "published")
+    assert list(manifests) == ["dorsal_r", "dorsal_l", "palmar_l"]
+    assert "palmar_r is left out: palmar_r: 1 training and 1 test" in capsys.readouterr().out
+
+
 def test_photographs_with_accessories_are_dropped() -> None:
     table = hands()
     worn = set(table.loc[table["accessories"] == 1, "image"])
@@ -516,6 +543,16 @@ def test_a_tree_comes_back_as_the_manifest(tree: tuple[Path, pd.DataFrame, pd.Da
     )
     fewer = splits.manifest_for(p, table)
     pd.testing.assert_frame_equal(fewer, manifest[manifest["draw"] < 2].reset_index(drop=True))
+
+
+def test_a_tree_tells_the_persons_with_one_image(tmp_path: Path) -> None:
+    table = hands(aspects=["dorsal_r"]).assign(accessories=0)
+    last = table["pid"].max()
+    table = table[(table["pid"] != last) | ~table["pid"].duplicated()]
+    manifest = make_manifest(table, "dorsal_r", draws=2)
+    folder = legacy.export_tree(manifest, photographs(tmp_path / "data", table), tmp_path / "tree")
+    assert legacy.import_tree(folder, table, "dorsal_r").attrs == manifest.attrs
+    assert manifest.attrs == {"singletons": [last]}
 
 
 def test_hd_and_selected_persons_survive_a_tree(tmp_path: Path) -> None:

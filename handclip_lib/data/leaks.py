@@ -122,6 +122,14 @@ def _test_persons(manifest: pd.DataFrame) -> set[int]:
     return {int(pid) for pid in (*asked.unique(), *gallery.loc[single, "pid"].unique())}
 
 
+def singletons(manifest: pd.DataFrame) -> list[int]:
+    """Persons with one image: no val (training), nothing to be asked for (test)."""
+    single = manifest[manifest["split"].isin(TRAINING)]
+    single = single[~single["pid"].duplicated(keep=False)]
+    asked = manifest.loc[manifest["split"] == "query", "pid"]
+    return sorted({int(pid) for pid in single["pid"]} | _test_persons(manifest) - set(asked))
+
+
 def counts(manifest: pd.DataFrame) -> pd.DataFrame:
     """Persons and images of each part: `ids, images, min, n_min, max, n_max` (images a person).
 

@@ -20,6 +20,7 @@ from handclip_lib.data.leaks import (
     order,
     parts,
     persons,
+    singletons,
 )
 
 
@@ -55,6 +56,7 @@ def import_tree(
         raise SplitError("\n  ".join([f"{tree} does not fit the data:", *problems[:20], *more]))
     manifest = order(rows)
     _check(tree, manifest, draws)
+    manifest.attrs = {"singletons": singletons(manifest)}
     return manifest
 
 

@@ -14,7 +14,15 @@ from pathlib import Path
 import pandas as pd
 
 from handclip_lib.aspects import ASPECTS, OFFSETS
-from handclip_lib.data.leaks import COLUMNS, SplitError, check_leaks, counts, leak_table, order
+from handclip_lib.data.leaks import (
+    COLUMNS,
+    SplitError,
+    check_leaks,
+    counts,
+    leak_table,
+    order,
+    singletons,
+)
 from handclip_lib.data.legacy import import_tree
 from handclip_lib.data.own import LARGEST_PID
 from handclip_lib.params import resolve
@@ -22,6 +30,7 @@ from handclip_lib.schema import Params, did_you_mean
 
 __all__ = [
     "SplitError",
+    "all_aspects",
     "check_leaks",
     "counts",
     "leak_table",
@@ -79,8 +88,7 @@ def make_manifest(
         rows += _other_hands(key, aspect, hands, test, draw)
     manifest = _tidy(rows)
     check_leaks(manifest, across=mode == "person_disjoint")
-    used = train[aspect] | test[aspect]
-    manifest.attrs = {"singletons": sorted(pid for pid in used if len(mine[pid]) == 1)}
+    manifest.attrs = {"singletons": singletons(manifest)}
     return manifest
 
 
