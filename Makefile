@@ -6,6 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+ASPECTS := dorsal_r dorsal_l palmar_r palmar_l
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # An interpreter counts if it runs (a pyenv shim may not) and has the right version.
@@ -27,7 +28,7 @@ STAMP := $(VENV)/handclip-$(PINS)
 SAME = [ "$$($(BIN)/python -VV 2>&1)" = "$$($(PYTHON) -VV)" ] && \
 	head -n 1 $(BIN)/pip 2>/dev/null | grep -q "^.!$$PWD/$(VENV)/"
 
-.PHONY: help install demo demo-full test test-slow lint tiny clean
+.PHONY: help install demo demo-full test test-slow lint golden tiny clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,21 +42,21 @@ $(STAMP):
 	@echo "Installing into $(VENV) with $$($(PYTHON) -V): about 2 GB, some minutes, once."
 	@$(SAME) || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV) >/dev/null 2>&1; } || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
-		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+		$(PYTHON) -m pip --python $(BIN)/python install -qq pip; }
 	@# First torch alone: the extra index is asked for these two and never for another package.
-	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torch torchvision \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15) 2>&1 \
-		| { grep -v -e '^WARNING: Location' -e '^WARNING: Retrying' || true; }; exit $${PIPESTATUS[0]}
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m pip check
+	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt torch torchvision \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip check -q
 	@touch $@
+	@echo 'Installed. `source $(BIN)/activate` makes the command handclip yours.'
 
 demo: install ## draws the demo data, runs the notebooks, writes reports/demo/index.html
 	$(BIN)/handclip demo
 
 demo-full: install ## every notebook and aspect, with the ViT and with the ResNet tower
-	$(BIN)/handclip study demo
-	$(BIN)/handclip study demo_rn
+	$(BIN)/handclip study demo --aspects $(ASPECTS)
+	$(BIN)/handclip study demo_rn --aspects $(ASPECTS)
 
 test: lint ## ruff, mypy, unit tests, notebooks (papermill, nbval): below 20 minutes on two cores
 	$(PYTEST)
@@ -68,8 +69,11 @@ lint: install ## ruff and mypy only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+golden: install ## executes the smoke runs of tests/golden anew; look at the difference
+	$(BIN)/python tests/golden/bless.py
+
 tiny: install ## trains the shipped tiny CLIPs anew (up to two hours; they are in the repository)
-	$(BIN)/python -m handclip_lib.train.tiny
+	$(BIN)/python -m handclip_lib.train.tiny --tower both
 
 clean: ## removes .venv, caches of tools and build folders; never data/ or reports/
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis handclip.egg-info
