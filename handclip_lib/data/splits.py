@@ -5,25 +5,15 @@ they depend on nothing but their key: not on the platform, row order, other aspe
 """
 
 import hashlib
-import os
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from math import ceil
-from pathlib import Path
 
 import pandas as pd
 
 from handclip_lib.aspects import ASPECTS, OFFSETS
-from handclip_lib.data.leaks import (
-    COLUMNS,
-    SplitError,
-    check_leaks,
-    counts,
-    leak_table,
-    order,
-    singletons,
-)
+from handclip_lib.data.leaks import check_leaks, counts, leak_table, singletons
 from handclip_lib.data.legacy import import_tree
+from handclip_lib.data.manifest import SplitError, order, read_manifest, sha256, write_manifest
 from handclip_lib.data.own import LARGEST_PID
 from handclip_lib.params import resolve
 from handclip_lib.schema import Params, did_you_mean
@@ -73,18 +63,14 @@ def make_manifest(
     key = f"{split_seed}|{table['dataset'].iloc[0]}"
     train, test = _halves(hands, mode)
     mine, held = hands[aspect], set[int]()
+    _check_sizes(aspect, train[aspect], test[aspect], mine)
     if select == "persons":
         held = _held_out(key, set().union(*train.values())) & train[aspect]
-    _check_sizes(aspect, train[aspect], test[aspect], mine)
-    rows = _training_rows(key, aspect, mine, train[aspect], held)
-    if select == "persons":
         _check_held(aspect, held, train[aspect], mine)
+    rows = _training_rows(key, aspect, mine, train[aspect], held)
     for draw in range(draws):
-        chosen = _gallery(key, aspect, mine, test[aspect], draw)
-        rows += [("gallery", draw, pid, aspect, image) for pid, image in chosen.items()]
-        rows += [("gallery", draw, pid, aspect, i) for pid, a, i in extra if a == aspect]
-        asked = ((pid, i) for pid in chosen for i in mine[pid] if i != chosen[pid])
-        rows += [("query", draw, pid, aspect, image) for pid, image in asked]
+        rows += _testing_rows(key, aspect, mine, test[aspect], draw)
+        rows += [("gallery", draw, pid, aspect, i) for pid, of, i in extra if of == aspect]
         rows += _other_hands(key, aspect, hands, test, draw)
     manifest = _tidy(rows)
     check_leaks(manifest, across=mode == "person_disjoint")
@@ -114,43 +100,12 @@ def all_aspects(p: Params, table: pd.DataFrame, mode: str) -> dict[str, pd.DataF
     for aspect in ASPECTS:
         if (table["aspect"] == aspect).any():
             try:
-                manifests[aspect] = make_manifest(table, aspect, mode, split.seed, split.draws)
+                manifests[aspect] = make_manifest(
+                    table, aspect, mode, split.seed, split.draws, split.select
+                )
             except SplitError as error:
                 print(f"{aspect} is left out: {error}")
     return manifests
-
-
-def sha256(manifest: pd.DataFrame) -> str:
-    """Hex digest of the manifest as `write_manifest` writes it: one on every platform."""
-    return hashlib.sha256(_text(manifest)).hexdigest()
-
-
-def write_manifest(manifest: pd.DataFrame, path: str | Path) -> Path:
-    """Write the manifest as CSV, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(_text(manifest))
-    os.replace(temporary, path)
-    return path
-
-
-def read_manifest(path: str | Path) -> pd.DataFrame:
-    """The manifest in a CSV, as it was written; SplitError if it is none."""
-    numbers = {"draw": "int64", "pid": "int64"}
-    types = defaultdict(lambda: "str", numbers)  # an aspect or image may look like a number
-    try:
-        manifest = pd.read_csv(path, dtype=types, keep_default_na=False)
-    except ValueError as error:
-        raise SplitError(f"{path} is no manifest: {error}") from None
-    if list(manifest) != list(COLUMNS):
-        raise SplitError(f"{path} is no manifest: its columns are {', '.join(manifest.columns)}")
-    return manifest
-
-
-def _text(manifest: pd.DataFrame) -> bytes:
-    text = manifest.to_csv(index=False, columns=list(COLUMNS), lineterminator="\n")
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _hands(table: pd.DataFrame) -> tuple[dict[str, _Images], list[tuple[int, str, str]]]:
@@ -213,6 +168,14 @@ def _training_rows(
         val = _pick(f"{key}|{aspect}|val|{pid}", images) if len(images) > 1 else ""
         rows += [("val" if i == val else "train", -1, pid, aspect, i) for i in images]
     return rows + [("select", 0, pid, aspect, i) for pid in held for i in mine[pid]]
+
+
+def _testing_rows(key: str, aspect: str, mine: _Images, test: set[int], draw: int) -> list[_Row]:
+    rows: list[_Row] = []
+    for pid, chosen in _gallery(key, aspect, mine, test, draw).items():
+        kinds = ((image, "gallery" if image == chosen else "query") for image in mine[pid])
+        rows += [(kind, draw, pid, aspect, image) for image, kind in kinds]
+    return rows
 
 
 def _other_hands(

@@ -25,7 +25,10 @@ def identity_grid(
     pictures, people = np.asarray(pixels), np.asarray(pids)
     shown = list(dict.fromkeys(people.tolist()))[:rows]
     width = min(columns, max(int((people == pid).sum()) for pid in shown))
-    fig, axes = canvas(title, len(shown), width, (9.0, 0.4 + 8.8 / width * len(shown)))
+    cell = min(1.3, 8.4 / width)
+    tall = cell * pictures.shape[1] / pictures.shape[2] + 0.05
+    size = (max(6.0, cell * width + 0.6), 0.6 + tall * len(shown))
+    fig, axes = canvas(title, len(shown), width, size)
     for line, pid in zip(axes, shown, strict=True):
         mine = np.flatnonzero(people == pid)[:width]
         for ax, at in zip(line, mine, strict=False):
