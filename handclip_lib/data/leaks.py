@@ -5,21 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import pandas as pd
 
 from handclip_lib.aspects import OFFSETS
-
-COLUMNS = ("split", "draw", "pid", "aspect", "image")
-TRAINING = ("train", "val", "select")
-TESTING = ("query", "gallery", "gallery_all")
-SPLITS = TRAINING + TESTING
-
-
-class SplitError(ValueError):
-    """A split that can't be made, or that leaks; the message names persons and images."""
-
-
-def order(rows: Iterable[tuple[str, int, int, str, str]]) -> pd.DataFrame:
-    """A manifest of rows (split, draw, pid, aspect, image) in the one order that it has."""
-    ranked = sorted(rows, key=lambda row: (SPLITS.index(row[0]), row[1], row[2], row[4]))
-    return pd.DataFrame(ranked, columns=list(COLUMNS))
+from handclip_lib.data.manifest import COLUMNS, SPLITS, TESTING, TRAINING, SplitError
 
 
 def persons(pids: "pd.Series[int]") -> "pd.Series[int]":

@@ -12,16 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from handclip_lib.data.check import image_suffixes
-from handclip_lib.data.leaks import (
-    TESTING,
-    TRAINING,
-    SplitError,
-    check_leaks,
-    order,
-    parts,
-    persons,
-    singletons,
-)
+from handclip_lib.data.leaks import check_leaks, parts, persons, singletons
+from handclip_lib.data.manifest import TESTING, TRAINING, SplitError, order
 
 
 def import_tree(
