@@ -147,10 +147,8 @@ def test_other_parameters_in_the_folder_stop_before_the_kernel(tmp_path, no_kern
 def test_exactly_one_parameters_cell(tmp_path, no_kernel):
     path = _toy(tmp_path, OPEN, SAVE)
     cells = nbformat.read(path, as_version=4).cells
-    for body, number in (
-        ([c for c in cells if not c.metadata.get("tags")], 0),
-        ([*cells, cells[1]], 2),
-    ):
+    again = new_code_cell("seed = 1", metadata={"tags": ["parameters"]})
+    for body, number in ((cells[:1] + cells[2:], 0), ([*cells, again], 2)):
         nbformat.write(new_notebook(cells=body), path)
         with pytest.raises(ParamError, match=f"tag 'parameters', found {number}"):
             run_notebook(path, {})

@@ -226,6 +226,7 @@ def _kernel() -> Iterator[AsyncKernelManager]:
         folder = Path(home, "python3")
         folder.mkdir()
         launch = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
+        launch += ["--log-level=ERROR"]  # it warns that it speaks TCP, which is local here
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         spec = {
             "argv": [*launch, "-f", "{connection_file}"],

@@ -17,6 +17,7 @@ h2{font-size:1.25rem;margin:2.4rem 0 .6rem;padding-top:.6rem;border-top:1px soli
 h3{font-size:1.02rem;margin:1.6rem 0 .4rem}
 p{margin:.5rem 0}a{color:var(--link)}small,.soft{color:var(--soft)}
 .over{color:var(--soft);font-size:.9rem;margin:0}
+.scroll table{width:100%}
 .banner{background:var(--warn);border-left:4px solid var(--warnline);padding:.7rem 1rem;
 border-radius:0 6px 6px 0;margin:1rem 0}
 .scroll,.output_area,.output_html{overflow-x:auto}
@@ -44,7 +45,8 @@ font-size:.85rem}
 footer dl,.facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 @media (max-width:600px){main{padding:1rem .8rem 3rem}h1{font-size:1.35rem}
-th,td{padding:.3rem .45rem}footer dl,.facts{grid-template-columns:1fr}dt{margin-top:.3rem}}
+th,td{padding:.3rem .3rem}table{font-size:.8rem}
+footer dl,.facts{grid-template-columns:1fr}dt{margin-top:.3rem}}
 @media print{main{max-width:none;padding:0}a{color:inherit}
 h2,h3{break-after:avoid}img,tr,.thumbs a{break-inside:avoid}
 details:not([open])>*{display:block}}

@@ -1,0 +1,257 @@
+"""A study's index.html and results.csv: made of metrics.json files and what lies beside them."""
+
+import base64
+import html
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from handclip_lib.aspects import ASPECTS
+from handclip_lib.params import load
+from handclip_lib.report.charts import interval_chart
+from handclip_lib.report.page import banner, facts, page, provenance
+from handclip_lib.report.runs import read_json, replace_text, reports_root
+
+_SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
+_GALLERIES = (("own", "own gallery"), ("all", "all aspects"))
+_COLUMNS = (
+    "study", "seed", "aspect", "notebook", "tag", "data", "variant", "gallery", "metric", "mean",
+    "ci95_low", "ci95_high", "queries", "entries", "persons", "manifest_sha256", "commit",
+)  # fmt: skip
+_THUMB = (380, 260)  # pixels: twice what is shown, for dense screens
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run as its folder tells it."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    stamp: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Aspect, seed and tag in words."""
+        return f"{_aspect(self.metrics['aspect'])}, {self.which}"
+
+    @property
+    def which(self) -> str:
+        """Seed and tag in words."""
+        m = self.metrics
+        return f"seed {m['seed']}" + (f", {m['tag']}" if m["tag"] else "")
+
+    @property
+    def anchor(self) -> str:
+        """Where the index page shows it."""
+        m = self.metrics
+        return "-".join(str(m[k]) for k in ("notebook", "aspect", "seed", "tag") if m[k] != "")
+
+
+def write_index(study: str) -> Path:
+    """Write reports/<study>/index.html and results.csv; returns the path of index.html.
+
+    Every number comes from a metrics.json; ValueError when the study has no finished run.
+    """
+    p = load(study=study)
+    root = reports_root(p) / p.study
+    runs = finished_runs(root)
+    if not runs:
+        raise ValueError(f"no finished run in {root}; make some: handclip study {study}")
+    replace_text(root / "results.csv", results(runs).to_csv(index=False, lineterminator="\n"))
+    titles = list(dict.fromkeys(run.metrics["data"] for run in runs))
+    parts = [_head(p.study, p.experiment, titles, runs), _headline(runs)]
+    parts += [_zero_shot(runs), _unfinished(root), _runs(runs, root), _provenance(runs)]
+    title = f"{p.study} · {', '.join(titles)}"
+    replace_text(root / "index.html", page(title, "\n".join(filter(None, parts))))
+    return root / "index.html"
+
+
+def finished_runs(root: Path) -> list[Finished]:
+    """The finished runs of a study's folder, by notebook, aspect, seed and tag."""
+    paths = [*root.glob("seed*/*/*/metrics.json"), *root.glob("seed*/*/*/*/metrics.json")]
+    runs = [Finished(f.parent, read_json(f), read_json(f.with_name("stamp.json"))) for f in paths]
+    order = list(ASPECTS)
+
+    def key(run: Finished) -> tuple[str, int, int, str]:
+        m = run.metrics
+        return m["notebook"], order.index(m["aspect"]), m["seed"], m["tag"]
+
+    return sorted(runs, key=key)
+
+
+def results(runs: list[Finished]) -> pd.DataFrame:
+    """One row for each number: study, seed, aspect, notebook, variant, gallery, metric, mean …"""
+    rows = []
+    for run in runs:
+        m = run.metrics
+        head = [m[k] for k in ("study", "seed", "aspect", "notebook", "tag", "data")]
+        tail = [m["manifest_sha256"], run.stamp["git"]["commit"]]
+        for variant, galleries in m["variants"].items():
+            for gallery, scores in galleries.items():
+                counts = [scores[k] for k in ("queries", "gallery", "persons")]
+                for metric, value in scores.items():
+                    if isinstance(value, dict):
+                        row = [variant, gallery, metric, value["mean"], *value["ci95"], *counts]
+                        rows.append([*head, *row, *tail])
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+def _head(study: str, experiment: str, titles: list[str], runs: list[Finished]) -> str:
+    aspects = list(dict.fromkeys(_aspect(run.metrics["aspect"]) for run in runs))
+    seeds = len({run.metrics["seed"] for run in runs})
+    told = f" · {html.escape(experiment)}" if experiment else ""
+    counts = f"{len(runs)} finished runs, {seeds} seed{'s' if seeds > 1 else ''}"
+    return (
+        f'<p class="over">HandCLIP · study {html.escape(study)}{told}</p>'
+        f"<h1>{html.escape(', '.join(titles))}</h1>"
+        + "".join(banner(title) for title in titles)
+        + f'<p class="soft">{counts}: {html.escape(", ".join(aspects))}. Who is this hand? Each '
+        "query is ranked against a gallery with one photograph of each person; rank-1 is how often "
+        "the right person comes first.</p>"
+    )
+
+
+def _headline(runs: list[Finished]) -> str:
+    scored = [run for run in runs if run.metrics["variants"]]
+    if not scored:
+        return ""
+    several = len({run.which for run in scored}) > 1
+    points = []
+    for run in scored:
+        for variant, galleries in run.metrics["variants"].items():
+            label = f"{_aspect(run.metrics['aspect'])} · {variant}"
+            label += f", {run.which}" if several else ""
+            values = {g: s["rank1"] for g, s in galleries.items()}
+            points.append((label, {g: (v["mean"], *v["ci95"]) for g, v in values.items()}))
+    chart = interval_chart(points, dict(_GALLERIES))
+    top = "".join(f'<th colspan="2">{words}</th>' for _, words in _GALLERIES)
+    names = "".join(f"<th>{words}</th>" for _ in _GALLERIES for _, words in _SHOWN)
+    rows = [
+        _row(run, variant, galleries)
+        for run in scored
+        for variant, galleries in run.metrics["variants"].items()
+    ]
+    return (
+        f'<h2>Retrieval</h2>{chart}<div class="scroll"><table id="headline"><thead>'
+        f'<tr><th class="name"></th>{top}<th></th></tr>'
+        f'<tr><th class="name">aspect · variant</th>{names}<th>persons</th>'
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        "<p><small>Per cent: mean over draws, below it the 95 % interval over persons. "
+        "<em>Own gallery</em> holds this aspect; <em>all aspects</em> adds the other aspects' "
+        'hands as distractors. More in <a href="results.csv">results.csv</a>.</small></p>'
+    )
+
+
+def _row(run: Finished, variant: str, galleries: dict[str, Any]) -> str:
+    cells = "".join(
+        _cell(galleries[gallery][metric]["mean"], galleries[gallery][metric]["ci95"])
+        if gallery in galleries
+        else "<td>–</td>"
+        for gallery, _ in _GALLERIES
+        for metric, _ in _SHOWN
+    )
+    name = f"{_aspect(run.metrics['aspect'])} · {variant}"
+    link = f'<a href="#{html.escape(run.anchor)}">{html.escape(name)}</a>'
+    of = html.escape(f"{run.metrics['notebook']}, {run.which}")
+    persons = galleries["own"]["persons"]
+    return f'<tr><td class="name">{link}<small>{of}</small></td>{cells}<td>{persons}</td></tr>'
+
+
+def _cell(mean: float, interval: list[float]) -> str:
+    low, high = interval
+    return f"<td>{100 * mean:.1f}<small>{100 * low:.1f}–{100 * high:.1f}</small></td>"
+
+
+def _zero_shot(runs: list[Finished]) -> str:
+    rows = [
+        f'<tr><td class="name">{html.escape(_aspect(run.metrics["aspect"]))} · '
+        f"{html.escape(tower)}<small>{html.escape(run.which)}</small></td>"
+        f"{_cell(answer['ensemble']['accuracy'], answer['ensemble']['ci95'])}"
+        f"<td>{100 * answer['chance']:.1f}</td><td>{answer['images']}</td></tr>"
+        for run in runs
+        if "zero_shot" in run.metrics
+        for tower, answer in run.metrics["zero_shot"].items()
+    ]
+    if not rows:
+        return ""
+    return (
+        '<h2>Aspect by words</h2><div class="scroll"><table id="zero-shot"><thead><tr>'
+        '<th class="name">aspect · tower</th><th>accuracy</th><th>chance</th>'
+        f"<th>photographs</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        "<p><small>Per cent of photographs whose side and surface the nearest text names right,"
+        " all templates together.</small></p>"
+    )
+
+
+def _unfinished(root: Path) -> str:
+    started = {
+        f.parent for depth in ("*/*/*", "*/*/*/*") for f in root.glob(f"{depth}/params.json")
+    }
+    items = []
+    for folder in sorted(f for f in started if not (f / "metrics.json").is_file()):
+        kept = folder / "report.ipynb"
+        name = html.escape(folder.relative_to(root).as_posix())
+        link = _href(kept, root)
+        items.append(
+            f'<li><a href="{link}">{name}</a></li>' if kept.is_file() else f"<li>{name}</li>"
+        )
+    if not items:
+        return ""
+    return f"<h2>Not finished</h2><p>These runs left no numbers:</p><ul>{''.join(items)}</ul>"
+
+
+def _runs(runs: list[Finished], root: Path) -> str:
+    parts = ["<h2>Reports</h2>"]
+    for run in runs:
+        report = run.folder / "report.html"
+        name = f"{html.escape(run.metrics['notebook'])} · {html.escape(run.name)}"
+        link = f'<a href="{_href(report, root)}">{name}</a>' if report.is_file() else name
+        parts.append(f'<h3 id="{html.escape(run.anchor)}">{link}</h3>')
+        figures = sorted((run.folder / "figures").glob("*.png"))
+        thumbs = "".join(_thumbnail(path, root) for path in figures)
+        parts.append(f'<div class="thumbs">{thumbs}</div>' if thumbs else "")
+        parts.append(
+            f"<details><summary>provenance</summary>{facts(provenance(run.stamp))}</details>"
+        )
+    return "\n".join(parts)
+
+
+def _thumbnail(path: Path, root: Path) -> str:
+    """A small copy inside the page that leads to the figure itself."""
+    with Image.open(path) as figure:
+        small = figure.convert("RGB")
+    small.thumbnail((_THUMB[0], 4 * _THUMB[1]))
+    buffer = io.BytesIO()
+    small.crop((0, 0, small.width, min(small.height, _THUMB[1]))).save(buffer, "JPEG", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    name = html.escape(path.stem.replace("_", " "))
+    return (
+        f'<a href="{_href(path, root)}"><img alt="{name}" src="data:image/jpeg;base64,{data}">'
+        f"<span>{name}</span></a>"
+    )
+
+
+def _provenance(runs: list[Finished]) -> str:
+    stamps = [run.stamp for run in runs]
+    hashes = {run.metrics["aspect"]: str(run.metrics["manifest_sha256"])[:16] for run in runs}
+    rows = {
+        "manifests": ", ".join(f"{_aspect(a)} {digest}" for a, digest in hashes.items()),
+        "code": "; ".join(dict.fromkeys(provenance(s)["code"] for s in stamps)),
+        "versions": "; ".join(dict.fromkeys(provenance(s)["versions"] for s in stamps)),
+        "machine": "; ".join(dict.fromkeys(provenance(s)["machine"] for s in stamps)),
+        "time": f"{sum(s['seconds'] for s in stamps):.0f} s in all runs together",
+    }
+    return f"<footer>{facts(rows)}</footer>"
+
+
+def _href(path: Path, root: Path) -> str:
+    return html.escape(Path(os.path.relpath(path, root)).as_posix())
+
+
+def _aspect(name: str) -> str:
+    return ASPECTS[name].title

@@ -1,0 +1,264 @@
+"""A whole study: its notebooks, in order, for every aspect and seed, several at a time.
+
+What is done is not done again: a finished run with today's parameters and today's data stays.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from handclip_lib.aspects import ASPECTS, CHAIN
+from handclip_lib.data import splits, tables
+from handclip_lib.data.leaks import SplitError
+from handclip_lib.params import ROOT, ParamError, load, study_path
+from handclip_lib.report.index import write_index
+from handclip_lib.report.notebook import find_notebook
+from handclip_lib.report.runs import differences, read_json, run_folder
+from handclip_lib.schema import Params
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_ENDING_S = 20  # for a run to end its kernel before it is killed
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook for one aspect and seed."""
+
+    notebook: Path
+    params: Params
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return run_folder(self.notebook.stem, self.params)
+
+    @property
+    def name(self) -> str:
+        """For the terminal."""
+        return f"{self.notebook.stem}  {self.params.aspect}  seed {self.params.seed}"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the worker threads share; `lock` guards the rest."""
+
+    study: str
+    total: int
+    threads: int
+    say: Callable[[str], None]
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    children: set["subprocess.Popen[str]"] = field(default_factory=set)
+    finished: list[Task] = field(default_factory=list)
+    failed: list[Task] = field(default_factory=list)
+
+
+def run_study(
+    study: str,
+    notebooks: Sequence[str] | None = None,
+    aspects: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    jobs: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Run what is missing of a study and write its index; 0 when nothing failed, else 1.
+
+    notebooks: names or paths, by default the numbered ones; aspects: by default all that the data
+    has. The notebooks of one aspect and seed follow each other, since later ones use what earlier
+    ones leave; `jobs` such chains run at a time (by default one a core, one on a GPU). A run that
+    fails does not stop the others. dry_run only says what would be run.
+    """
+    chains = plan(study, notebooks, aspects, seeds)
+    todo = _remaining(chains, force, dry_run, say)
+    if dry_run:
+        for task in (task for chain in todo for task in chain):
+            say(f"would run    {task.name}")
+        return 0
+    first = chains[0][0].params
+    jobs = min(jobs or _default_jobs(first), max(1, len(todo)))
+    threads = max(1, _cores() // jobs)
+    work = _Work(_portable(study), sum(map(len, todo)), threads, say)
+    _run_chains(work, todo, jobs)
+    if any((task.folder / "metrics.json").is_file() for chain in chains for task in chain):
+        say(f"index: {write_index(study)}")
+    if work.failed:
+        say(f"{len(work.failed)} of {work.total} runs failed:")
+        for task in work.failed:
+            say(f"  {task.name}: {task.folder}")
+    return 1 if work.failed else 0
+
+
+def plan(
+    study: str,
+    notebooks: Sequence[str] | None,
+    aspects: Sequence[str] | None,
+    seeds: Sequence[int],
+) -> list[list[Task]]:
+    """The study's runs: a list for each seed and aspect, its notebooks in order."""
+    files = [find_notebook(name) for name in notebooks or []]
+    files = files or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not files:
+        raise FileNotFoundError(f"{ROOT / 'notebooks'} has no numbered notebooks")
+    chosen = list(aspects or _aspects(study))
+    trees = [load(aspect, study, seed) for seed in seeds for aspect in chosen]
+    return [[Task(file, p) for file in files] for p in trees]
+
+
+def _aspects(study: str) -> list[str]:
+    """All aspects that the study's data has and the study is for."""
+    p = load(study=study)
+    known = CHAIN if p.data.dataset in ("11k", "drawn") else set(tables.read(p)["aspect"])
+    return [aspect for aspect in ASPECTS if aspect in known and _is_for(study, aspect)]
+
+
+def _is_for(study: str, aspect: str) -> bool:
+    try:
+        load(aspect, study)
+    except ParamError:  # the study names its own aspect: everything else in it loaded just now
+        return False
+    return True
+
+
+def _remaining(
+    chains: list[list[Task]], force: bool, dry_run: bool, say: Callable[[str], None]
+) -> list[list[Task]]:
+    """The chains without what is done; the data is read here, so that a missing set is drawn."""
+    finished = {t.folder: t for c in chains for t in c if not force and _is_finished(t)}
+    if dry_run and not finished:
+        return chains
+    table = tables.read(chains[0][0].params)
+    todo = []
+    for chain in chains:
+        same = [task for task in chain if task.folder in finished]
+        digest = _digest(chain[0].params, table) if same else None
+        done = {task for task in same if _same_data(task, table, digest)}
+        for task in chain:
+            if task in done:
+                say(f"done before  {task.name}")
+        todo.append([task for task in chain if task not in done])
+    return [chain for chain in todo if chain]
+
+
+def _is_finished(task: Task) -> bool:
+    needed = [task.folder / name for name in ("metrics.json", "report.html", "params.json")]
+    return all(path.is_file() for path in needed) and not differences(
+        read_json(needed[-1]), task.params
+    )
+
+
+def _digest(p: Params, table: pd.DataFrame) -> str | None:
+    try:
+        return splits.sha256(splits.manifest_for(p, table))
+    except (SplitError, FileNotFoundError):  # the run itself will say it, in its own report
+        return None
+
+
+def _same_data(task: Task, table: pd.DataFrame, digest: str | None) -> bool:
+    saved = read_json(task.folder / "metrics.json")
+    return saved["data"] == table.attrs["title"] and saved["manifest_sha256"] in (None, digest)
+
+
+def _run_chains(work: _Work, chains: list[list[Task]], jobs: int) -> None:
+    """All chains, `jobs` at a time; whatever interrupts this ends the runs under way."""
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for future in as_completed([pool.submit(_run_chain, work, c) for c in chains]):
+                future.result()
+        except BaseException:
+            work.stop.set()
+            with work.lock:
+                for child in work.children:
+                    child.terminate()
+            raise
+
+
+def _run_chain(work: _Work, chain: list[Task]) -> None:
+    for task in chain:
+        started = time.monotonic()
+        child = _start(work, task)
+        if child is None:
+            return
+        text = _finish(work, child)
+        if work.stop.is_set():
+            return
+        _tell(work, task, child.returncode, time.monotonic() - started, text)
+
+
+def _start(work: _Work, task: Task) -> "subprocess.Popen[str] | None":
+    p = task.params
+    command = [sys.executable, "-m", "handclip_lib.cli", "run", str(task.notebook)]
+    command += ["--aspect", p.aspect, "--study", work.study, "--seed", str(p.seed)]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {name: str(work.threads) for name in _THREADS} | os.environ | {"PYTHONPATH": path}
+    with work.lock:
+        if work.stop.is_set():
+            return None
+        work.say(f"start        {task.name}")
+        child = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # ctrl-C reaches us alone, and we end the children in order
+        )
+        work.children.add(child)
+    return child
+
+
+def _finish(work: _Work, child: "subprocess.Popen[str]") -> str:
+    stopper = threading.Thread(target=_kill_late, args=(work, child), daemon=True)
+    stopper.start()
+    text, _ = child.communicate()
+    with work.lock:
+        work.children.discard(child)
+    return text
+
+
+def _kill_late(work: _Work, child: "subprocess.Popen[str]") -> None:
+    """Kill a child that is still there some seconds after everything was to stop."""
+    while child.poll() is None and not work.stop.wait(1.0):
+        pass
+    try:
+        child.wait(_ENDING_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
+def _tell(work: _Work, task: Task, status: int, seconds: float, text: str) -> None:
+    with work.lock:
+        (work.failed if status else work.finished).append(task)
+        number = f"{len(work.failed) + len(work.finished)}/{work.total}"
+        word = "FAILED" if status else "done"
+        work.say(f"{word:6s} {number:5s} {task.name}  {seconds:.0f} s")
+        if status:
+            lines = [line for line in text.splitlines() if line.strip()]
+            work.say("\n".join(f"    {line}" for line in lines[-12:]))
+
+
+def _portable(study: str) -> str:
+    """The study as a child started from any folder finds it."""
+    is_path = study.endswith((".yaml", ".yml")) or os.sep in study
+    return str(study_path(study)) if is_path else study
+
+
+def _default_jobs(p: Params) -> int:
+    on_gpu = p.device.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    return 1 if on_gpu else _cores()
+
+
+def _cores() -> int:
+    counted = getattr(os, "sched_getaffinity", None)  # Linux; a container may have few of many
+    return len(counted(0)) if counted else os.cpu_count() or 1
