@@ -2,7 +2,6 @@
 #   make PYTHON=/path/to/python3.11   another interpreter (3.11 or 3.12)
 #   make TORCH_INDEX=URL              where torch comes from first; TORCH_INDEX= asks only pip's own
 
-SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
@@ -12,11 +11,11 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # An interpreter counts if it runs (a pyenv shim may not) and has the right version.
 RUNS := -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 PYTHON := $(shell for p in python3.11 python3.12 python3 python; do \
-	if $$p $(RUNS) >/dev/null 2>&1; then command -v $$p; break; fi; done)
+	if $$p $(RUNS) >/dev/null 2>&1; then $$p -c 'import sys; print(sys._base_executable)'; break; fi; done)
 
 # Without an NVIDIA GPU, PyPI's torch for Linux would bring gigabytes of CUDA libraries.
 ifeq ($(origin TORCH_INDEX), undefined)
-TORCH_INDEX := $(shell [ "$$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1 || \
+TORCH_INDEX = $(shell [ "$$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1 || \
 	echo https://download.pytorch.org/whl/cpu)
 endif
 
@@ -40,6 +39,7 @@ $(STAMP):
 	@[ -n "$(PYTHON)" ] && $(PYTHON) $(RUNS) || { \
 		echo "HandCLIP needs Python 3.11 or 3.12 and found neither; give one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Installing into $(VENV) with $$($(PYTHON) -V): about 2 GB, some minutes, once."
+	@rm -f $(VENV)/handclip-*
 	@$(SAME) || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV) >/dev/null 2>&1; } || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(BIN)/python install -qq pip; }
