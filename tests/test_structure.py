@@ -183,7 +183,7 @@ LOOKS_AT_DEVICES = [
     f"handclip_lib/{name}.py" for name in ("schema", "doctor", "report/stamp", "report/study")
 ]
 # Programs of their own, whose seed is part of what they make.
-RECIPES = [f"handclip_lib/train/{name}.py" for name in ("tiny", "drawn_check")]
+RECIPES = [f"handclip_lib/train/{name}.py" for name in ("tiny", "probe")]
 
 
 @each_module
