@@ -15,7 +15,7 @@ DPI = 130
 # Okabe & Ito's palette (jfly.uni-koeln.de/color), yellow last for its weak contrast on white
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#F0E442")
 MARKERS = ("o", "^", "s")
-GOOD, BAD, QUIET, INK = "#009E73", "#D55E00", "#C9CED6", "#1F2933"
+GOOD, BAD, QUIET, INK = "#009E73", "#C62828", "#C9CED6", "#1F2933"
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,

@@ -10,18 +10,18 @@ from handclip_lib.report.plots import METRICS
 
 
 def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row a variant and gallery, in per cent with 95 % intervals: `61.2 [50.1, 70.3]`.
+    """A column a variant and gallery, in per cent with 95 % intervals: `61.2 [50.1, 70.3]`.
 
     variants: {name: {"own" | "all": scores of `evaluate.protocol.evaluate`}}.
     """
-    rows = {
+    columns = {
         (name, gallery): {label: percent(scores[key]) for key, label in METRICS.items()}
         | {word: scores[word] for word in ("queries", "gallery", "persons")}
         for name, galleries in variants.items()
         for gallery, scores in galleries.items()
     }
-    frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame.index = pd.MultiIndex.from_tuples(rows, names=["tower", "gallery"])
+    frame = pd.DataFrame(columns)
+    frame.columns.names = ["tower", "gallery"]
     return frame
 
 
