@@ -17,6 +17,7 @@ from handclip_lib.params import ParamError, load, resolve
 from handclip_lib.schema import did_you_mean
 
 DEMO = "demo"
+DEMO_ASPECTS = ("dorsal_r", "palmar_l")  # both surfaces and sides; `study demo` takes all four
 # Each command imports its own part: notebooks, figures and models take seconds to import
 
 
@@ -116,7 +117,7 @@ def _demo_data(asked: argparse.Namespace) -> int:
         resolve(asked.root or drawn.root),
         persons=drawn.drawn.persons if asked.persons is None else asked.persons,
         seed=drawn.drawn.seed if asked.seed is None else asked.seed,
-        shots=drawn.drawn.shots,
+        shots=tuple(asked.shots or drawn.drawn.shots),
         workers=asked.workers,
     )
     return 0
@@ -126,7 +127,8 @@ def _demo(asked: argparse.Namespace) -> int:
     from handclip_lib.report.study import run_study
 
     started = time.monotonic()
-    status = run_study(DEMO, None, asked.aspects, [0], jobs=asked.jobs, force=asked.force)
+    aspects = asked.aspects or list(DEMO_ASPECTS)
+    status = run_study(DEMO, None, aspects, [0], jobs=asked.jobs, force=asked.force)
     print(f"the demo took {time.monotonic() - started:.0f} s in all")
     return status
 
@@ -151,6 +153,7 @@ _STUDY = (("study",), {"metavar": "STUDY", "help": "a file in params/, or a path
 _ASPECT = {"choices": list(ASPECTS), "metavar": "ASPECT"}
 _ASPECTS = (("--aspects",), _ASPECT | {"nargs": "+", "help": f"e.g. {' '.join(CHAIN)}"})
 _FORCE = (("--force",), {"action": "store_true", "help": "run what was done before, too"})
+_SHOTS = "plain photographs an aspect (default: the demo study's)"
 _ROOT = {"default": "", "help": "the folder (default: the demo study's)"}
 COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] = {
     "run": (
@@ -189,6 +192,7 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
             (("--root",), _ROOT),
             (("--persons",), {"type": int, "help": "default: the demo study's"}),
             (("--seed",), {"type": int, "help": "default: the demo study's"}),
+            (("--shots",), {"type": int, "nargs": 2, "metavar": ("FROM", "TO"), "help": _SHOTS}),
             (("--workers",), {"type": int, "default": None, "help": "processes at a time"}),
         ],
         "draw the demonstration data: hands of persons that don't exist",

@@ -1,0 +1,284 @@
+"""Studies: what is done stays, what fails is told, and the page shows what the files hold."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from html.parser import HTMLParser
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from nbformat.v4 import new_code_cell, new_notebook
+
+from handclip_lib.params import ROOT, ParamError, load
+from handclip_lib.report import study
+from handclip_lib.report.index import write_index
+from handclip_lib.report.runs import open_run, run_folder
+
+TITLE = "drawn hands (demonstration)"
+METRICS = ("rank1", "rank5", "rank10", "map", "map_trapezoid", "minp")
+PARAMETERS = 'aspect = "dorsal_r"\nstudy = "demo"\nseed = 0\ntag = ""\noverrides = {}'
+# What run.save leaves, without the seconds that importing the kit takes in each kernel
+SAVE = f"""import json, os
+from pathlib import Path
+folder = Path(os.environ["HANDCLIP_REPORTS"], "smoke", f"seed{{seed}}", aspect, NAME)
+git = {{"commit": None, "dirty": None}}
+same = {{"data": "{TITLE}", "manifest_sha256": "abc"}}
+stamp = {{"git": git, "packages": {{}}, "peak_memory_mb": {{}}, "seconds": 1, "python": "3"}}
+stamp |= same | {{"handclip": "0", "device": "cpu", "platform": "x"}}
+head = {{"notebook": NAME, "study": "smoke", "aspect": aspect, "seed": seed, "tag": ""}}
+(folder / "stamp.json").write_text(json.dumps(stamp))
+(folder / "metrics.json").write_text(json.dumps(head | same | {{"variants": {{}}}}))"""
+
+
+def _notebook(folder, name, source):
+    given = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    path = folder / f"{name}.ipynb"
+    cells = [given, new_code_cell(f"NAME = '{name}'"), new_code_cell(source)]
+    nbformat.write(new_notebook(cells=cells), path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def reports(tmp_path, monkeypatch):
+    monkeypatch.setenv("HANDCLIP_REPORTS", str(tmp_path / "reports"))
+    table = pd.DataFrame({"aspect": ["dorsal_r"]})
+    table.attrs["title"] = TITLE
+    monkeypatch.setattr(study.tables, "read", lambda p: table)
+    monkeypatch.setattr(study.splits, "manifest_for", lambda p, table: p.aspect)
+    monkeypatch.setattr(study.splits, "sha256", lambda manifest: "abc")
+    return tmp_path / "reports"
+
+
+def test_a_failure_stops_nobody_and_what_is_done_stays(tmp_path, reports):
+    good = _notebook(tmp_path, "00_good", SAVE)
+    bad = _notebook(tmp_path, "01_bad", "raise ValueError(f'no {aspect} today')")
+    said: list[str] = []
+    asked = ([bad, good], ["palmar_l"], [0], 2)
+    assert study.run_study("smoke", *asked, say=said.append) == 1
+    text = "\n".join(said)
+    assert re.search(r"FAILED 1/2   01_bad  palmar_l  seed 0  \d+ s", text), text
+    assert re.search(r"done   2/2   00_good  palmar_l", text), text
+    assert "ValueError: no palmar_l today" in text
+    assert str(reports / "smoke" / "seed0" / "palmar_l" / "01_bad") in text
+    assert "1 of 2 runs failed" in text and "index.html" in text
+    assert "Not finished" in (reports / "smoke" / "index.html").read_text()
+    again: list[str] = []
+    assert study.run_study("smoke", [good], *asked[1:], say=again.append) == 0
+    assert "done before" in again[0] and len(again) == 2
+
+
+def _finished(name="00_good"):
+    p = load("dorsal_r", "smoke")
+    run = open_run(name, p)
+    run.facts["manifest_sha256"] = "abc"
+    run.save({"data": TITLE, "variants": {}})
+    (run.folder / "report.html").write_text("x")
+    return run.folder
+
+
+def _todo(tmp_path, force=False):
+    chains = study.plan("smoke", [_notebook(tmp_path, "00_good", "1")], ["dorsal_r"], [0])
+    return study._remaining(chains, force, False, lambda line: None)
+
+
+def test_what_makes_a_run_stay(tmp_path, monkeypatch):
+    folder = _finished()
+    assert not _todo(tmp_path)
+    assert _todo(tmp_path, force=True)
+    for name in ("report.html", "metrics.json"):
+        kept = (folder / name).read_text()
+        (folder / name).unlink()
+        assert _todo(tmp_path), f"without {name} it is run again"
+        (folder / name).write_text(kept)
+    monkeypatch.setattr(study.splits, "sha256", lambda manifest: "other photographs")
+    assert _todo(tmp_path)
+
+
+def test_other_data_by_another_title_is_run_again(tmp_path, monkeypatch):
+    _finished()
+    table = study.tables.read(None).copy()
+    table.attrs["title"] = "11k Hands"
+    monkeypatch.setattr(study.tables, "read", lambda p: table)
+    assert _todo(tmp_path)
+
+
+def test_other_parameters_are_run_again(tmp_path):
+    folder = _finished()
+    told = json.loads((folder / "params.json").read_text())
+    told["model"]["fit"] = "pad"
+    (folder / "params.json").write_text(json.dumps(told))
+    assert _todo(tmp_path), "and the run itself says why it can't share the folder"
+
+
+def test_plan_is_every_aspect_and_seed_with_notebooks_in_order():
+    chains = study.plan("smoke", None, None, [0, 1])
+    names = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    assert [[t.notebook.stem for t in c] for c in chains] == [names] * 8
+    assert [(c[0].params.seed, c[0].params.aspect) for c in chains[:2]] == [
+        (0, "dorsal_r"),
+        (0, "dorsal_l"),
+    ]
+
+
+def test_a_study_of_one_aspect_is_planned_for_that(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("aspect: palmar_l\ndata: {dataset: drawn}")
+    assert {c[0].params.aspect for c in study.plan(str(mine), ["00"], None, [0])} == {"palmar_l"}
+    with pytest.raises(ParamError, match="is for palmar_l"):
+        study.plan(str(mine), ["00"], ["dorsal_r"], [0])
+
+
+def test_dry_run_runs_nothing(tmp_path, reports):
+    said: list[str] = []
+    path = _notebook(tmp_path, "00_good", "1")
+    assert study.run_study("smoke", [path], ["dorsal_l"], dry_run=True, say=said.append) == 0
+    assert said == ["would run    00_good  dorsal_l  seed 0"]
+    assert not reports.exists()
+
+
+def test_ctrl_c_ends_the_children(tmp_path):
+    alive = tmp_path / "pid"
+    source = f"import os, time\nopen({str(alive)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
+    path = _notebook(tmp_path, "00_long", source)
+
+    def stop():
+        while not (alive.is_file() and alive.read_text()):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        study.run_study("smoke", [path], ["dorsal_r"], say=lambda line: None)
+    assert time.monotonic() - started < 60
+    for _ in range(100):
+        if not _is_alive(int(alive.read_text())):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the kernel lives on")
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class _Tables(HTMLParser):
+    """Rows of cells' texts of every table by its id."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables, self.rows, self.asks = {}, [], []
+
+    def handle_starttag(self, tag, attrs):
+        told = dict(attrs)
+        if tag == "table":
+            self.rows = self.tables[told["id"]] = []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "small" and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += "|"
+        self.asks += [told[k] for k in ("src", "href") if k in told]
+
+    def handle_endtag(self, tag):
+        if tag == "table":
+            self.rows = []
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+
+def _score(rng):
+    low, mean, high = np.sort(rng.random(3))
+    return {"mean": mean, "ci95": [low, high], "per_draw": [mean]}
+
+
+def _scored(aspect, rng, title=TITLE):
+    run = open_run("01_baseline", load(aspect, "smoke"))
+    counts = {"queries": 9, "gallery": 5, "persons": 4}
+    variants = {
+        tower: {g: {m: _score(rng) for m in METRICS} | counts for g in ("own", "all")}
+        for tower in ("tiny", "tiny & rn")
+    }
+    answer = {"ensemble": {"accuracy": 0.25, "ci95": [0.1, 0.4]}, "chance": 0.25, "images": 7}
+    run.figure(Figure((9, 4)), "cmc_curve")
+    (run.folder / "report.html").write_text("x")
+    run.save({"data": title, "variants": variants, "zero_shot": {"tiny": answer}})
+    return variants
+
+
+def test_index_shows_the_numbers_of_the_files(reports):
+    rng = np.random.default_rng(0)
+    saved = {aspect: _scored(aspect, rng) for aspect in ("palmar_r", "dorsal_l")}
+    text = write_index("smoke").read_text()
+    parser = _Tables()
+    parser.feed(text)
+    rows = {row[0].split("|")[0]: row for row in parser.tables["headline"][2:]}
+    assert list(rows)[0] == "dorsal left · tiny", "aspects in their own order"
+    for aspect, words in (("palmar_r", "palmar right"), ("dorsal_l", "dorsal left")):
+        for tower, galleries in saved[aspect].items():
+            expected = [
+                f"{100 * s['mean']:.1f}|{100 * s['ci95'][0]:.1f}–{100 * s['ci95'][1]:.1f}"
+                for g in ("own", "all")
+                for s in (galleries[g]["rank1"], galleries[g]["map"])
+            ]
+            assert rows[f"{words} · {tower}"][1:] == [*expected, "4"]
+    assert parser.tables["zero-shot"][1][1:] == ["25.0|10.0–40.0", "25.0", "7"]
+    _check_page(text, parser.asks, reports / "smoke")
+
+
+def _check_page(text, asks, root):
+    assert f"<h1>{TITLE}</h1>" in text and "say nothing about real ones" in text
+    assert "seed0/dorsal_l/01_baseline/report.html" in asks
+    for ask in asks:
+        inside = ask.startswith(("data:image/jpeg;base64,", "#"))
+        assert inside or (root / ask).is_file(), f"a dead or outside link: {ask[:80]}"
+    assert "cmc curve" in text and "<script" not in text and "@import" not in text
+
+
+def test_results_csv_is_tidy_and_whole(reports):
+    saved = _scored("dorsal_r", np.random.default_rng(1))
+    write_index("smoke")
+    frame = pd.read_csv(reports / "smoke" / "results.csv", keep_default_na=False)
+    assert len(frame) == 2 * 2 * 6
+    row = frame.query("variant == 'tiny' and gallery == 'all' and metric == 'minp'").iloc[0]
+    expected = saved["tiny"]["all"]["minp"]
+    assert [row["mean"], row["ci95_low"], row["ci95_high"]] == [
+        expected["mean"],
+        *expected["ci95"],
+    ]
+    assert row["queries"] == 9 and row["data"] == TITLE and row["study"] == "smoke"
+
+
+def test_index_names_every_data_set_and_real_ones_without_the_warning():
+    _scored("dorsal_r", np.random.default_rng(1), "11k Hands")
+    text = write_index("smoke").read_text()
+    assert "<h1>11k Hands</h1>" in text and "say nothing about real ones" not in text
+    _scored("dorsal_l", np.random.default_rng(1), "own hands: mine <3 persons>")
+    text = write_index("smoke").read_text()
+    assert "11k Hands, own hands: mine &lt;3 persons&gt;" in text
+
+
+def test_index_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no finished run in .*handclip study smoke"):
+        write_index("smoke")
+
+
+def test_a_broken_metrics_file_is_named():
+    folder = run_folder("01_baseline", load("dorsal_r", "smoke"))
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics\.json is not valid JSON"):
+        write_index("smoke")
