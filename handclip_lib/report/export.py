@@ -1,5 +1,6 @@
 """An executed notebook as a page to send: prose and results, no code, nothing fetched."""
 
+import base64
 import html
 import os
 import re
@@ -15,6 +16,7 @@ from handclip_lib.report.page import banner, facts, page, provenance
 from handclip_lib.report.runs import read_json, replace_text
 from handclip_lib.schema import Params
 
+_SCALE = 0.8  # figures have 130 dots an inch, and a page fewer
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _BAR = re.compile(r"^.*\d+%\|.*\|.*(\n|$)|^.*\d+(it|img|file)? \[\d\d:\d\d.*\](\n|$)", re.MULTILINE)
 _REWRITTEN = re.compile(r"[^\n]*\r(?!\n)")
@@ -53,7 +55,10 @@ def _body(notebook: NotebookNode) -> str:
         embed_images=True,
         config=settings,
     )
-    return exporter.from_notebook_node(notebook)[0]
+    # pandas' own style sheets say "scoped", which no browser heeds: the last one would rule all
+    return re.sub(
+        r"<style scoped.*?</style>", "", exporter.from_notebook_node(notebook)[0], flags=re.S
+    )
 
 
 def _without_title(cells: list[NotebookNode]) -> tuple[str, list[NotebookNode]]:
@@ -78,6 +83,14 @@ def _tidy(cell: NotebookNode) -> NotebookNode:
                 continue
         if _WIDGET in output.get("data", {}):
             continue
+        if "image/png" in output.get("data", {}):
+            output.metadata["image/png"] = {"width": _width(output.data["image/png"])}
         kept.append(output)
     cell.outputs = kept
     return cell
+
+
+def _width(png: str) -> int:
+    """Shown width in pixels, so that text has one size in figures of all sizes."""
+    header = base64.b64decode(png[:64])  # the width is in bytes 16 to 19
+    return round(_SCALE * int.from_bytes(header[16:20], "big"))

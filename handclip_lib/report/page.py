@@ -25,7 +25,8 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 th,td{padding:.34rem .7rem;text-align:right;border:0;border-bottom:1px solid var(--line);
 white-space:nowrap}
 th{font-weight:600;color:var(--soft)}thead th{border-bottom:2px solid var(--line)}
-th.name,td.name,tbody th{text-align:left;color:var(--ink)}
+th.name,td.name,tbody th,thead th:first-child{text-align:left}th[colspan]{text-align:center}
+tbody th,td.name{color:var(--ink)}
 td small{display:block;font-size:.78rem}
 code,pre{font:.85rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{overflow-x:auto;background:var(--shade);padding:.7rem .9rem;border-radius:6px;margin:.5rem 0}
