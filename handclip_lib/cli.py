@@ -1,6 +1,7 @@
 """The command `handclip`: runs, studies and what belongs to them. Errors are one clear message."""
 
 import argparse
+import io
 import signal
 import sys
 import time
@@ -17,13 +18,15 @@ from handclip_lib.params import ParamError, load, resolve
 from handclip_lib.schema import did_you_mean
 
 DEMO = "demo"
-DEMO_ASPECTS = ("dorsal_r", "palmar_l")  # both surfaces and sides; `study demo` takes all four
+DEMO_ASPECTS = (CHAIN[0], CHAIN[-1])  # both surfaces and sides; `study demo` takes all four
 # Each command imports its own part: notebooks, figures and models take seconds to import
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status: 0, 1 failed, 2 wrongly asked, 130 stopped."""
     asked = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress is seen in a log file, too
     signal.signal(signal.SIGTERM, _stop)  # batch systems say it so; children are ended too
     try:
         return int(asked.does(asked))
