@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # The stations that data passes; a module imports from its own and earlier ones.
 STATIONS = (
     *("aspects", "schema", "params", "device", "data", "models", "losses"),
-    *("evaluate", "train", "report", "doctor", "cli"),
+    *("evaluate", "train", "report", "doctor", "bench", "cli"),
 )
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 300, 40, 15
 LARGEST_FILE = 500_000
@@ -178,28 +178,28 @@ def test_aspect_names_are_written_once(path: Path) -> None:
     assert found <= allowed.get(path.name, set()), f"{name_of(path)}: take them from aspects.py"
 
 
-# They look which device there is, and set nothing; schema.py lists the choices.
-LOOKS_AT_DEVICES = [
-    f"handclip_lib/{name}.py" for name in ("schema", "doctor", "report/stamp", "report/study")
-]
 # Programs of their own, whose seed is part of what they make.
 RECIPES = [f"handclip_lib/train/{name}.py" for name in ("tiny", "probe")]
 
 
 @each_module
-def test_device_and_global_seeds_are_set_in_one_place(path: Path) -> None:
-    if name_of(path) in {"handclip_lib/device.py", *LOOKS_AT_DEVICES, *RECIPES}:
+def test_devices_and_global_seeds_are_set_in_one_place(path: Path) -> None:
+    """Asking is free (`torch.cuda.is_available()`, a comparison); naming a device is not."""
+    name, tree = name_of(path), ast.parse(path.read_text())
+    asked = {c for n in ast.walk(tree) if isinstance(n, ast.Compare) for c in ast.walk(n)}
+    if name in ("handclip_lib/device.py", "handclip_lib/schema.py"):
         return
-    for node in ast.walk(ast.parse(path.read_text())):
-        word = node.value if isinstance(node, ast.Constant) else getattr(node, "attr", "")
-        where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
-        assert word != "cuda", f"{where}: devices are device.py's; take the Fabric object"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+    for node in ast.walk(tree):
+        where = f"{name}:{getattr(node, 'lineno', 0)}: devices are device.py's; take the Fabric"
+        if isinstance(node, ast.Constant) and node not in asked:
+            assert node.value not in ("cuda", "mps", "cuda:0"), where
+        if isinstance(node, ast.Attribute) and node.attr == "cuda":
+            assert ast.unparse(node.value) in ("torch", "torch.version"), where
+        if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("np.random.seed", "numpy.random.seed", "random.seed"), where
-            assert called != "torch.manual_seed" or "fork_rng" in path.read_text(), (
-                f"{where}: seeds everybody's generator; use a torch.Generator"
-            )
+            seeds_all = called == "torch.manual_seed" and "fork_rng" not in path.read_text()
+            assert not seeds_all or name in RECIPES, f"{where}; use a torch.Generator"
 
 
 @each_module
