@@ -72,7 +72,7 @@ def test_misspelt_command_gets_a_suggestion(capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("run 01_baselin", "no notebook '01_baselin'; did you mean '01_baseline'"),
+        ("run 01_baselin", "no notebook '01_baselin'; notebooks/ has 00_splits"),
         ("run 01 --set stage1.lrate=1", "unknown parameter 'stage1.lrate'; did you mean"),
         ("run 01 --set stage1.lr", "write it as key=value"),
         ("run 01 --set stage1.lr=[", "the value is not valid YAML"),

@@ -94,8 +94,8 @@ def find_notebook(notebook: str | Path) -> Path:
     if name in known or len(numbered) == 1:
         return known[name if name in known else numbered[0]]
     raise FileNotFoundError(
-        f"no notebook '{text}'{did_you_mean(name, known)};"
-        f" notebooks/ has {', '.join(known) or 'none'}"
+        f"no notebook '{text}'; notebooks/ has {', '.join(known) or 'none'}"
+        f"{did_you_mean(name, known)}"
     )
 
 
