@@ -18,7 +18,6 @@ from handclip_lib.params import ParamError, load, resolve
 from handclip_lib.schema import did_you_mean
 
 DEMO = "demo"
-DEMO_ASPECTS = (CHAIN[0], CHAIN[-1])  # both surfaces and sides; `study demo` takes all four
 # Each command imports its own part: notebooks, figures and models take seconds to import
 
 
@@ -130,7 +129,7 @@ def _demo(asked: argparse.Namespace) -> int:
     from handclip_lib.report.study import run_study
 
     started = time.monotonic()
-    aspects = asked.aspects or list(DEMO_ASPECTS)
+    aspects = asked.aspects or list(CHAIN)
     status = run_study(DEMO, None, aspects, [0], jobs=asked.jobs, force=asked.force)
     print(f"the demo took {time.monotonic() - started:.0f} s in all")
     return status
@@ -140,6 +139,13 @@ def _doctor(_asked: argparse.Namespace) -> int:
     from handclip_lib import doctor
 
     return doctor.main()
+
+
+def _bench(asked: argparse.Namespace) -> int:
+    from handclip_lib.bench import bench
+
+    print(bench(asked.study).to_string(float_format="{:.3g}".format))
+    return 0
 
 
 def _export_tree(asked: argparse.Namespace) -> int:
@@ -209,6 +215,11 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
             (("--aspect",), _ASPECT | {"help": "default: the study's"}),
         ],
         "write a split as the folders train_val_test_split_<aspect> of symbolic links",
+    ),
+    "bench": (
+        _bench,
+        [(("--study",), {"default": "smoke", "help": "whose photographs (%(default)s)"})],
+        "time the kit against the plain way, as ratios in one run",
     ),
     "doctor": (_doctor, [], "say what is installed, found and missing, and what mends it"),
 }

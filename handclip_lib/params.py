@@ -98,7 +98,7 @@ def resolve(path: str) -> Path:
 def cache_dir() -> Path:
     """Where decoded pixels and features are kept: $HANDCLIP_CACHE, else the user's cache."""
     told = os.environ.get("HANDCLIP_CACHE")
-    return Path(told).expanduser() if told else Path(platformdirs.user_cache_dir("handclip"))
+    return resolve(told) if told else Path(platformdirs.user_cache_dir("handclip"))
 
 
 def _read(text: str, where: str) -> dict[str, Any]:

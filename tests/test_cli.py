@@ -42,7 +42,7 @@ def test_study_and_demo_pass_everything_on(asked, capsys):
     )
     assert cli.main(["demo", "--jobs", "1", "--force"]) == 0
     assert asked[1] == (
-        ("demo", None, list(cli.DEMO_ASPECTS), [0]),
+        ("demo", None, list(cli.CHAIN), [0]),
         {"jobs": 1, "force": True},
     )
     assert "the demo took" in capsys.readouterr().out
