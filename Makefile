@@ -5,7 +5,6 @@
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-ASPECTS := dorsal_r dorsal_l palmar_r palmar_l
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # An interpreter counts if it runs (a pyenv shim may not) and has the right version.
@@ -55,8 +54,8 @@ demo: install ## draws the demo data, runs the notebooks, writes reports/demo/in
 	$(BIN)/handclip demo
 
 demo-full: install ## every notebook and aspect, with the ViT and with the ResNet tower
-	$(BIN)/handclip study demo --aspects $(ASPECTS)
-	$(BIN)/handclip study demo_rn --aspects $(ASPECTS)
+	$(BIN)/handclip study demo
+	$(BIN)/handclip study demo_rn
 
 test: lint ## ruff, mypy, unit tests, notebooks (papermill, nbval): below 20 minutes on two cores
 	$(PYTEST)
