@@ -78,9 +78,9 @@ def _data_path(p: Params, cache: Path) -> list[tuple[str, _Work, _Work]]:
             with Image.open(root / name) as picture:
                 encoder.preprocess.fit_image(picture)
 
-    def forward(names: list[str]) -> None:
+    def forward(names: list[str]) -> torch.Tensor:
         with torch.inference_mode():
-            encoder.features(encoder.preprocess.normalise(store.pixels(names)))
+            return encoder.features(encoder.preprocess.normalise(store.pixels(names))).proj
 
     return [
         (

@@ -13,8 +13,6 @@ def make_fabric(p: Params) -> lf.Fabric:
     Raises a RuntimeError when the accelerator that was asked for is not there.
     """
     torch.set_float32_matmul_precision("highest")
-    fabric = lf.Fabric(
-        accelerator=p.device.accelerator, devices=1, precision=p.device.precision
-    )
+    fabric = lf.Fabric(accelerator=p.device.accelerator, devices=1, precision=p.device.precision)
     lf.seed_everything(p.seed, verbose=False)
     return fabric
