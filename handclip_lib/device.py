@@ -9,10 +9,12 @@ from handclip_lib.schema import Params
 def make_fabric(p: Params) -> lf.Fabric:
     """Fabric for this run: `p.device` chooses accelerator and precision, `p.seed` seeds all.
 
-    Matrix products stay in full float32 (no TF32), so that figures agree between machines.
+    Matrix products and convolutions stay in full float32 (no TF32), so that figures agree between
+    machines.
     Raises a RuntimeError when the accelerator that was asked for is not there.
     """
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     fabric = lf.Fabric(accelerator=p.device.accelerator, devices=1, precision=p.device.precision)
     lf.seed_everything(p.seed, verbose=False)
     return fabric

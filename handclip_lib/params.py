@@ -5,7 +5,7 @@ Relative paths in a study are relative to the project root, wherever the study l
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def load(
     Raises ParamError with the path of the bad key and the nearest good one.
     """
     path = study_path(study)
-    told = _from_legacy(_read(path.read_text(), str(path)))
+    told = _from_legacy(_read(path.read_text(encoding="utf-8"), str(path)))
+    _refuse_own_keys(told, ("study", "seed", "tag"), path.name)
     own = told.get("aspect")
     if aspect and own and aspect != own:
         raise ParamError(
@@ -63,9 +64,10 @@ def load(
             f" pass aspect {own}, or remove the line from {path.name}"
         )
     change = _read(overrides, "overrides") if isinstance(overrides, str) else dict(overrides or {})
-    _merge(told, _nested(change))
+    _refuse_own_keys(change, ("aspect", "study", "seed", "tag"), "overrides")
+    _merge(told, _with_model(_nested(change)))
     told |= {"study": path.stem, "seed": seed, "tag": tag}
-    told["aspect"] = aspect or told.get("aspect") or "dorsal_r"
+    told["aspect"] = aspect or own or "dorsal_r"
     try:
         return Params.model_validate(told)
     except ValidationError as error:
@@ -75,7 +77,7 @@ def load(
 def study_path(study: str) -> Path:
     """The YAML behind a study's name or path; ParamError with a suggestion when there is none."""
     text = str(study)
-    if text.endswith((".yaml", ".yml")) or os.sep in text:
+    if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
         path = Path(text).expanduser()
         for candidate in (path, ROOT / path):
             if candidate.is_file():
@@ -111,13 +113,26 @@ def _read(text: str, where: str) -> dict[str, Any]:
     return dict(told or {})
 
 
-def _from_legacy(told: dict[str, Any]) -> dict[str, Any]:
+def _refuse_own_keys(told: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    """These say which run it is, and are arguments of their own: in a file they would be lost."""
+    for key in keys:
+        if key in told:
+            raise ParamError(f"{key}: pass it as an argument of its own, not in {where}")
+
+
+def _with_model(told: dict[str, Any]) -> dict[str, Any]:
+    """`model: vitb16`, as the user's own files say it, or any other name, as a branch."""
     if isinstance(told.get("model"), str):
         name = told["model"]
         told["model"] = MODEL_ALIASES.get(name.lower(), {"name": name, "pretrained": ""})
+    return told
+
+
+def _from_legacy(told: dict[str, Any]) -> dict[str, Any]:
     if not _LEGACY_MARKS & set(told):
-        return _nested(told)
-    return _nested({_LEGACY.get(str(key), str(key)): value for key, value in told.items()})
+        return _with_model(_nested(told))
+    renamed = {_LEGACY.get(str(key), str(key)): value for key, value in told.items()}
+    return _with_model(_nested(renamed))
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

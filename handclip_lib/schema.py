@@ -61,7 +61,7 @@ class Model(Node):
     name: str = "ViT-B-16-quickgelu"
     pretrained: str = "openai"  # an open_clip tag, a weights file, or empty for what `name` holds
     image_size: Count | None = None  # pixels; None: the tower's own
-    fit: Literal["squash", "pad", "hand"] = "squash"
+    fit: Literal["squash", "pad", "hand"] | None = None  # None: as its weights record, else squash
 
 
 class Evaluation(Node):
@@ -89,7 +89,7 @@ class Baseline(Node):
         "a scan of a {aspect} hand, plain background.",
         "a biometric image of a {aspect} hand.",
     )
-    beside: Model | None = Model(name="RN50-quickgelu")
+    beside: Model | None = None
     projections: tuple[Literal["pca", "tsne", "umap"], ...] = ("pca", "tsne", "umap")
 
     @field_validator("templates")

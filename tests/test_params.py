@@ -9,9 +9,11 @@ from typing import get_args
 
 import pydantic
 import pytest
+import torch
 import yaml
 
 from handclip_lib import params
+from handclip_lib.device import make_fabric
 from handclip_lib.params import ParamError, load
 from handclip_lib.schema import Node, Params
 
@@ -44,7 +46,7 @@ save_dir: saved_models/
 def test_every_study_builds(study: str) -> None:
     p = load("dorsal_r", study)
     assert (p.aspect, p.study, p.seed, p.tag) == ("dorsal_r", study, 0, "")
-    assert "study" in p.table().index
+    assert p.table().loc["study", "value"] == study
 
 
 def test_defaults_suit_a_bare_call() -> None:
@@ -68,7 +70,6 @@ def test_defaults_suit_a_bare_call() -> None:
         ({"split": {"draws": 101}}, r"split\.draws: .*\(got 101\)"),
         ({"split": {"mode": "publish"}}, r"split\.mode: .*'published' or 'person_disjoint'"),
         ({"model": {"fit": "crop"}}, r"model\.fit: "),
-        ({"aspect": "dorsel_r"}, r"unknown aspect; did you mean 'dorsal_r'\?"),
         ({"evaluation": {"feature": []}}, r"at least one of penult, pool, proj"),
         ({"evaluation": {"feature": ["pool", "pool"]}}, r"each once"),
         ({"baseline": {"templates": ["a hand"]}}, r"needs the slot \{aspect\}"),
@@ -94,6 +95,11 @@ def test_a_tag_is_a_plain_folder_name(tag: str) -> None:
         load(tag=tag)
 
 
+def test_an_unknown_aspect_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ParamError, match=r"unknown aspect; did you mean 'dorsal_r'\?"):
+        load(aspect="dorsal_rr")
+
+
 def test_text_becomes_numbers() -> None:
     p = load(overrides={"stage1": {"lr": "5e-5", "epochs": "7"}})
     assert p.stage1.lr == 5e-5
@@ -101,13 +107,6 @@ def test_text_becomes_numbers() -> None:
     assert isinstance(yaml.safe_load("lr: 5e-5")["lr"], str)  # what YAML 1.1 makes of it
     assert load(overrides="stage1.lr: 5e-5").stage1.lr == 5e-5
     assert load(overrides={"model.name": 50}).model.name == "50"
-
-
-def test_false_as_text_is_false() -> None:
-    class Flag(Node):
-        on: bool = True
-
-    assert Flag.model_validate({"on": "false"}).on is False
 
 
 @pytest.mark.parametrize(
@@ -279,3 +278,32 @@ def _names_for(target: ast.expr, value: ast.expr, near: str) -> Iterator[str]:
             yield from _names_for(one, other, near)
     elif isinstance(target, ast.Name) and getattr(value, "attr", "") == near:
         yield target.id
+
+
+@pytest.mark.parametrize("key", ["aspect", "study", "seed", "tag"])
+def test_what_names_a_run_is_an_argument_and_never_an_override(key: str) -> None:
+    with pytest.raises(ParamError, match=f"{key}: pass it as an argument"):
+        load(overrides={key: "palmar_l"})
+
+
+@pytest.mark.parametrize("line", ["seed: 5", "tag: mine", "study: other"])
+def test_a_study_file_cannot_name_the_run(line: str, tmp_path: Path) -> None:
+    study = tmp_path / "mine.yaml"
+    study.write_text(line + "\n")
+    with pytest.raises(ParamError, match="pass it as an argument of its own, not in mine.yaml"):
+        load(study=str(study))
+
+
+def test_a_model_may_be_one_word_in_a_study_and_in_overrides() -> None:
+    assert load(overrides={"model": "rn50"}).model.name == "RN50-quickgelu"
+    assert load(overrides={"model": "tiny_rn"}).model.pretrained == ""
+
+
+def test_the_fabric_keeps_full_precision_and_the_seed() -> None:
+    p = load(study="smoke", seed=3)
+    make_fabric(p)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32
+    first = torch.rand(3)
+    make_fabric(p)
+    assert torch.equal(first, torch.rand(3))
