@@ -86,7 +86,7 @@ FIGURES = {
     "feature_space": lambda t: plots.feature_space(PANELS, PIDS, t, identities=3),
     "zero_shot": lambda t: plots.zero_shot_bars(ZERO_SHOT, t),
     "confusion": lambda t: plots.confusion([[3, 1], [0, 0]], ASPECTS, t),
-    "grid": lambda t: galleries.identity_grid(_pixels(range(40)), PIDS, t, rows=3, columns=6),
+    "grid": lambda t: galleries.identity_grid(range(40), PIDS, _pixels, t, rows=3, columns=6),
     "ranked": lambda t: galleries.ranked(_ranking(), _pixels, t, queries=2, top=3),
     "best": lambda t: galleries.best_and_worst(_ranking(), ["q0", "q1"], ["q3"], _pixels, t),
 }
@@ -123,6 +123,13 @@ def test_only_shown_photographs_are_read():
     asked = []
     galleries.ranked(_ranking(), lambda i: asked.append(i) or _pixels(i), "t", ["q1"], top=2)
     assert asked == [["q1", "g0", "g1"]]
+    asked.clear()
+    names, people = [f"{i}.jpg" for i in range(7)], [5, 5, 2, 5, 2, 9, 9]
+    fig = galleries.identity_grid(
+        names, people, lambda i: asked.append(i) or _pixels(i), "t", rows=2, columns=2
+    )
+    assert asked == [["0.jpg", "1.jpg", "2.jpg", "4.jpg"]]
+    assert [ax.get_ylabel() for ax in fig.axes] == ["5", "", "2", ""]
 
 
 def test_distractors_are_named_by_person():

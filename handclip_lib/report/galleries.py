@@ -16,21 +16,30 @@ Pixels = Callable[[Sequence[str]], Any]  # images -> (N, H, W, 3) uint8 array or
 
 @styled
 def identity_grid(
-    pixels: Any, pids: Sequence[Hashable] | np.ndarray, title: str, rows: int = 6, columns: int = 8
+    images: Sequence[str] | pd.Series,
+    pids: Sequence[int] | pd.Series | np.ndarray,
+    pixels: Pixels,
+    title: str,
+    rows: int = 6,
+    columns: int = 8,
 ) -> Figure:
     """A row of photographs for each of the first `rows` identities that occur.
 
-    pixels: (N, H, W, 3) uint8, array or tensor; pids: (N,). At most `columns` a row.
+    images, pids: (N,) in one order; at most `columns` photographs a row. pixels: e.g.
+    `store.pixels`, called once with the images that are shown.
     """
-    pictures, people = np.asarray(pixels), np.asarray(pids)
-    shown = list(dict.fromkeys(people.tolist()))[:rows]
-    width = min(columns, max(int((people == pid).sum()) for pid in shown))
+    given = pd.DataFrame({"image": np.asarray(images), "pid": np.asarray(pids)})
+    few = given[given["pid"].isin(given["pid"].unique()[:rows])].groupby("pid").head(columns)
+    people = few["pid"].to_numpy()
+    shown = few["pid"].unique()
+    width = int(few["pid"].value_counts().max())
+    pictures = np.asarray(pixels(few["image"].tolist()))
     cell = min(1.3, 8.4 / width)
     tall = cell * pictures.shape[1] / pictures.shape[2] + 0.05
     size = (max(6.0, cell * width + 0.6), 0.6 + tall * len(shown))
     fig, axes = canvas(title, len(shown), width, size)
     for line, pid in zip(axes, shown, strict=True):
-        mine = np.flatnonzero(people == pid)[:width]
+        mine = np.flatnonzero(people == pid)
         for ax, at in zip(line, mine, strict=False):
             _picture(ax, pictures[at])
         blank(line[len(mine) :])
