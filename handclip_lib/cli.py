@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress is seen in a log file, too
-    signal.signal(signal.SIGTERM, _stop)  # batch systems say it so; children are ended too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # from batch systems, a closed terminal
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup wants it ignored
+            signal.signal(number, _stop)  # children are ended too
     try:
         return int(asked.does(asked))
     except KeyboardInterrupt:
@@ -71,9 +73,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run(asked: argparse.Namespace) -> int:
     from handclip_lib.report.notebook import run_notebook
 
-    parameters: dict[str, Any] = {"aspect": asked.aspect, "study": asked.study}
-    parameters |= {"seed": asked.seed, "tag": asked.tag, "overrides": _overrides(asked.set)}
-    run_notebook(asked.notebook, parameters)
+    parameters = {name: getattr(asked, name) for name in ("aspect", "study", "seed", "tag")}
+    parameters["overrides"] = _overrides(asked.set) or None
+    given = {name: value for name, value in parameters.items() if value is not None}
+    run_notebook(asked.notebook, given, index=not asked.no_index)
     return 0
 
 
@@ -107,7 +110,7 @@ def _study(asked: argparse.Namespace) -> int:
 def _index(asked: argparse.Namespace) -> int:
     from handclip_lib.report.index import write_index
 
-    print(write_index(asked.study))
+    print(write_index(load(study=asked.study)))
     return 0
 
 
@@ -129,8 +132,7 @@ def _demo(asked: argparse.Namespace) -> int:
     from handclip_lib.report.study import run_study
 
     started = time.monotonic()
-    aspects = asked.aspects or list(CHAIN)
-    status = run_study(DEMO, None, aspects, [0], jobs=asked.jobs, force=asked.force)
+    status = run_study(DEMO, None, asked.aspects, [0], jobs=asked.cores, force=asked.force)
     print(f"the demo took {time.monotonic() - started:.0f} s in all")
     return status
 
@@ -161,7 +163,12 @@ def _export_tree(asked: argparse.Namespace) -> int:
 _STUDY = (("study",), {"metavar": "STUDY", "help": "a file in params/, or a path to a YAML"})
 _ASPECT = {"choices": list(ASPECTS), "metavar": "ASPECT"}
 _ASPECTS = (("--aspects",), _ASPECT | {"nargs": "+", "help": f"e.g. {' '.join(CHAIN)}"})
-_FORCE = (("--force",), {"action": "store_true", "help": "run what was done before, too"})
+_CORES = (("--cores",), {"type": int, "metavar": "N", "help": "runs at a time"})
+_FORCE_WORDS = (
+    "run what was done before, too: needed after replacing photographs or weights files under"
+    " their old names (other parameters, notebooks and code are noticed)"
+)
+_FORCE = (("--force",), {"action": "store_true", "help": _FORCE_WORDS})
 _SHOTS = "plain photographs an aspect (default: the demo study's)"
 _ROOT = {"default": "", "help": "the folder (default: the demo study's)"}
 COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] = {
@@ -169,13 +176,15 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
         _run,
         [
             (("notebook",), {"metavar": "NOTEBOOK", "help": "01_baseline, 01, or a path"}),
-            (("--aspect",), _ASPECT | {"help": f"{', '.join(ASPECTS)} (default: the study's)"}),
-            (("--study",), {"default": DEMO, "help": "a file in params/, or a path (%(default)s)"}),
-            (("--seed",), {"type": int, "default": 0}),
-            (("--tag",), {"default": "", "help": "names a run whose values differ from the study"}),
+            (("--aspect",), _ASPECT | {"help": ", ".join(ASPECTS)}),
+            (("--study",), {"help": "a file in params/, or a path"}),
+            (("--seed",), {"type": int}),
+            (("--tag",), {"help": "names a run whose values differ from the study"}),
             (("--set",), {"action": "append", "default": [], "metavar": "KEY=VALUE"}),
+            (("--no-index",), {"action": "store_true", "help": "leave index.html as it is"}),
         ],
-        "run one notebook into its run folder and write report.html",
+        "run one notebook into its run folder and write report.html; what is not given here counts"
+        " as the notebook's parameters cell says",
     ),
     "study": (
         _study,
@@ -184,7 +193,7 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
             _ASPECTS,
             (("--seeds",), {"nargs": "+", "type": int, "default": [0]}),
             (("--notebooks",), {"nargs": "+", "metavar": "NOTEBOOK", "help": "default: all"}),
-            (("--cores",), {"type": int, "metavar": "N", "help": "runs at a time"}),
+            _CORES,
             (("--dry-run",), {"action": "store_true", "help": "only say what would be run"}),
             _FORCE,
         ],
@@ -192,7 +201,7 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
     ),
     "demo": (
         _demo,
-        [_ASPECTS, (("--jobs",), {"type": int, "metavar": "N", "help": "runs at a time"}), _FORCE],
+        [_ASPECTS, _CORES, _FORCE],
         "draw the demonstration data, run its study, write its index.html",
     ),
     "demo-data": (

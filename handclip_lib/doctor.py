@@ -235,12 +235,14 @@ def notebooks() -> list[Finding]:
 
 
 def _kernel() -> Finding:
+    """The kernel of JupyterLab and plain papermill; `handclip run` brings its own."""
     mend = "python -m ipykernel install --sys-prefix"
     try:
         interpreter = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
-        return Finding(BROKEN, "kernel", "no Jupyter kernel 'python3'", mend)
+        return Finding(ABSENT, "kernel", "no Jupyter kernel 'python3' for JupyterLab", mend)
     # a bare "python" means: the interpreter of whoever starts the kernel
     if interpreter.startswith("python") or Path(interpreter).absolute() == Path(sys.executable):
         return Finding(GOOD, "kernel", "python3, this interpreter")
-    return Finding(BROKEN, "kernel", f"python3 runs {interpreter}, not {sys.executable}", mend)
+    fact = f"JupyterLab's python3 is {interpreter}, another interpreter"
+    return Finding(ABSENT, "kernel", fact, mend)

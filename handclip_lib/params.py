@@ -74,6 +74,12 @@ def load(
         raise ParamError("\n".join(_explain(e) for e in error.errors())) from None
 
 
+def own_aspect(study: str) -> str:
+    """The one aspect that a study says it is for, else an empty string."""
+    path = study_path(study)
+    return str(_from_legacy(_read(path.read_text(encoding="utf-8"), str(path))).get("aspect") or "")
+
+
 def study_path(study: str) -> Path:
     """The YAML behind a study's name or path; ParamError with a suggestion when there is none."""
     text = str(study)

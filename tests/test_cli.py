@@ -1,5 +1,7 @@
 """The command line: what is asked reaches the library, and errors are one clear message."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -24,13 +26,12 @@ def test_run_passes_everything_on(asked):
     assert cli.main([*line.split(), "--set", "evaluation.feature=[pool]"]) == 0
     overrides = {"stage1.lr": "1e-5", "evaluation.feature": ["pool"]}
     expected = {"aspect": "palmar_l", "study": "smoke", "seed": 3, "tag": "wide"}
-    assert asked == [(("01", expected | {"overrides": overrides}), {})]
+    assert asked == [(("01", expected | {"overrides": overrides}), {"index": True})]
 
 
-def test_run_without_options_takes_the_studys_aspect(asked):
-    assert cli.main(["run", "01"]) == 0
-    expected = {"aspect": None, "study": "demo", "seed": 0, "tag": "", "overrides": {}}
-    assert asked[0][0] == ("01", expected)
+def test_run_without_options_leaves_all_to_the_notebook(asked):
+    assert cli.main(["run", "01", "--no-index"]) == 0
+    assert asked == [(("01", {}), {"index": False})]
 
 
 def test_study_and_demo_pass_everything_on(asked, capsys):
@@ -40,9 +41,9 @@ def test_study_and_demo_pass_everything_on(asked, capsys):
         ("smoke", ["00"], ["dorsal_r", "palmar_l"], [0, 1]),
         {"jobs": 2, "force": False, "dry_run": True},
     )
-    assert cli.main(["demo", "--jobs", "1", "--force"]) == 0
+    assert cli.main(["demo", "--cores", "1", "--force"]) == 0
     assert asked[1] == (
-        ("demo", None, list(cli.CHAIN), [0]),
+        ("demo", None, None, [0]),
         {"jobs": 1, "force": True},
     )
     assert "the demo took" in capsys.readouterr().out
@@ -92,12 +93,25 @@ def test_wrongly_asked_is_one_message_and_status_2(line, message, capsys):
     ("error", "status"), [(RunFailed("x"), 1), (ParamError("x"), 2), (KeyboardInterrupt(), 130)]
 )
 def test_exit_status(monkeypatch, capsys, error, status):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(notebook, "run_notebook", fail)
     assert cli.main(["run", "01"]) == status
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_of_batch_systems_stop_it_as_ctrl_c_does(monkeypatch, number):
+    monkeypatch.setattr(notebook, "run_notebook", lambda *_, **__: os.kill(os.getpid(), number))
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        assert cli.main(["run", "01"]) == 130
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)  # as nohup does
+            assert cli.main(["run", "01"]) == 0
+    finally:
+        signal.signal(number, before)
 
 
 def test_debug_shows_the_traceback(capsys):

@@ -39,7 +39,7 @@ def test_handclip_commands_are_understood(document: str, line: str) -> None:
         assert words[0] in cli.COMMANDS, f"{document}: no command '{words[0]}'"
         return
     asked = cli._parser().parse_args(words)  # exits with what is wrong
-    study = getattr(asked, "study", "demo")
+    study = getattr(asked, "study", None) or "demo"
     if study.endswith((".yaml", ".yml")):
         return  # the reader's own file
     settings = cli._overrides(getattr(asked, "set", []))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 from packaging.requirements import Requirement
 
 from handclip_lib import doctor
@@ -68,6 +69,19 @@ def test_a_cache_that_cannot_be_made_is_broken_and_says_what_to_set(
     cache, reports = doctor.folders()
     assert cache.mark == BROKEN and "HANDCLIP_CACHE" in cache.mend
     assert reports.mark == GOOD
+
+
+def test_a_foreign_kernel_is_only_said_since_runs_bring_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python3").mkdir()
+    spec = '{"argv": ["/elsewhere/python"], "display_name": "x"}'
+    (tmp_path / "python3" / "kernel.json").write_text(spec)
+    found = KernelSpecManager(kernel_dirs=[str(tmp_path)], ensure_native_kernel=False)
+    monkeypatch.setattr(doctor, "KernelSpecManager", lambda: found)
+    kernel = doctor.notebooks()[0]
+    assert kernel.mark == ABSENT and "ipykernel install" in kernel.mend
+    assert "/elsewhere/python" in kernel.fact
 
 
 def test_missing_tiny_weights_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from handclip_lib.params import ROOT, ParamError, load
@@ -72,6 +73,7 @@ def test_a_run_leaves_report_html_and_metrics(tmp_path, reports, monkeypatch, ca
     path = _toy(tmp_path, OPEN, PICTURE, NOISE, SAVE)
     told = {"aspect": "palmar_l", "study": "smoke", "seed": 3, "tag": "wide", "top": 5}
     html = run_notebook(path, told | {"overrides": {"stage1": {"lr": 2e-5}}})
+    assert "toy" in (reports / "smoke" / "index.html").read_text(), "the page's link leads there"
     folder = reports / "smoke" / "seed3" / "palmar_l" / "toy" / "wide"
     assert html == folder / "report.html"
     assert read_json(folder / "metrics.json")["top"] == 5
@@ -94,6 +96,40 @@ def _check_page(text: str) -> None:
     assert 'href="../../../../index.html"' in text
 
 
+def test_the_cells_values_count_where_nothing_is_given(tmp_path, reports):
+    cell = PARAMETERS.replace("dorsal_r", "palmar_l").replace('tag: str = ""', 'tag = "edited"')
+    cell = cell.replace("{}", '{"stage1.lr": 2e-5}').replace("seed: int = 0", "seed = 4")
+    path = _toy(tmp_path, OPEN, SAVE, parameters=cell)
+    html = run_notebook(path, {"study": "smoke"}, index=False)
+    assert html.parent == reports / "smoke" / "seed4" / "palmar_l" / "toy" / "edited"
+    told = read_json(html.parent / "params.json")
+    assert told["stage1"]["lr"] == 2e-5 and told["seed"] == 4
+    assert not (reports / "smoke" / "index.html").exists()
+
+
+def test_a_computed_parameter_is_refused(tmp_path, no_kernel):
+    cell = PARAMETERS.replace("seed: int = 0", "seed = int(4)")
+    with pytest.raises(ParamError, match="'seed' in the parameters cell must be a plain value"):
+        run_notebook(_toy(tmp_path, OPEN, SAVE, parameters=cell), {})
+
+
+def test_overrides_need_a_tag(tmp_path, no_kernel, reports):
+    (tmp_path / "mine.yml").write_text("stage1.lr: 1e-5")
+    for study in ("smoke", "mine.yml"):
+        given = {"study": study, "overrides": {"stage1.lr": 2e-5}}
+        with pytest.raises(ParamError, match=r"stage1\.lr: study has .*\n.*--tag NAME"):
+            run_notebook(_toy(tmp_path, OPEN, SAVE), given)
+    assert not reports.exists()
+
+
+def test_a_folder_is_used_by_one_run_at_a_time(tmp_path, no_kernel):
+    folder = open_run("toy", load("dorsal_r", "smoke")).folder
+    (folder / "metrics.json").write_text("{}")
+    with FileLock(folder / ".lock"), pytest.raises(RunFailed, match="another run is using"):
+        run_notebook(_toy(tmp_path, OPEN, SAVE), {"study": "smoke"})
+    assert (folder / "metrics.json").exists(), "it is the other run's"
+
+
 def test_failing_cell_is_named_and_kept(tmp_path, reports):
     path = _toy(tmp_path, "1", 'print("before")', 'raise KeyError("no such hand")', SAVE)
     with pytest.raises(RunFailed) as failed:
@@ -106,12 +142,15 @@ def test_failing_cell_is_named_and_kept(tmp_path, reports):
     assert not (folder / "metrics.json").exists() and not (folder / "report.html").exists()
 
 
-def test_metrics_of_an_earlier_run_are_no_success(tmp_path, reports):
-    old = reports / "smoke" / "seed0" / "dorsal_r" / "toy" / "metrics.json"
-    old.parent.mkdir(parents=True)
-    old.write_text("{}")
+def test_nothing_of_an_earlier_run_outlives_a_failure(tmp_path, reports):
+    folder = reports / "smoke" / "seed0" / "dorsal_r" / "toy"
+    (folder / "figures").mkdir(parents=True)
+    old = [folder / name for name in ("metrics.json", "report.html", "figures/old.png")]
+    for path in old:
+        path.write_text("{}")
     with pytest.raises(RunFailed, match=r"wrote no metrics\.json"):
         run_notebook(_toy(tmp_path, "print(aspect)"), {"study": "smoke"})
+    assert not [path for path in old if path.exists()]
 
 
 def test_dead_kernel_is_a_failure(tmp_path, reports):

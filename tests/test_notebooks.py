@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from handclip_lib.params import ROOT
 NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb"))
 GOLDEN = ROOT / "tests" / "golden"
 CHECK = "nbval-check-output"
+# What a page would fetch from elsewhere when it is opened
+OUTSIDE = r"<(?:script|link)\b[^>]*|(?:src|srcset)=.?https?:|url\(.?https?:|@import|src=.?//"
 
 
 def run(arguments: list[str], home: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +52,14 @@ def test_smoke_run_leaves_a_report_and_replays_from_nothing(name: str, tmp_path:
     folder = Path("reports/smoke/seed0/palmar_l") / name
     for left in ("params.json", "manifest.csv", "stamp.json", "report.ipynb", "report.html"):
         assert (first / folder / left).stat().st_size > 0, left
-    assert "drawn hands" in (first / folder / "report.html").read_text()
+    page = (first / folder / "report.html").read_text()
+    assert "drawn hands" in page
+    assert not re.findall(OUTSIDE, page)
+    again = run(
+        f"handclip_lib.cli study smoke --notebooks {name} --aspects palmar_l".split(), first
+    )
+    ok(again)
+    assert "done before" in again.stdout and "start" not in again.stdout, again.stdout
     ok(replay(first / folder / "report.ipynb", second))
     one, two = (json.loads((h / folder / "metrics.json").read_text()) for h in (first, second))
     assert flat(one) == pytest.approx(flat(two), abs=1e-3)
@@ -121,6 +131,7 @@ def test_an_error_planted_in_ap_fails_a_golden(tmp_path: Path) -> None:
         module.write(PLANTED)
     done = replay(GOLDEN / "01_baseline.ipynb", tmp_path / "planted", PYTHONPATH=str(project))
     assert done.returncode == 1 and "mAP" in done.stdout, done.stdout[-3000:]
+    assert re.search(r"\b1 failed", done.stdout), "the check cell fails, and no other"
 
 
 @pytest.mark.slow
@@ -138,4 +149,5 @@ def test_full_size_towers_with_random_weights(tower: str, tmp_path: Path) -> Non
         "baseline.beside": "null",
     }
     told = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    told += ["--tag", "big"]
     ok(run(["handclip_lib.cli", "run", "01_baseline", "--study", "smoke", *told], tmp_path / "big"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ from matplotlib.figure import Figure
 
 from handclip_lib import params
 from handclip_lib.data.splits import read_manifest, sha256
-from handclip_lib.report import runs
+from handclip_lib.report import runs, stamp
+from handclip_lib.report.stamp import git_state, library_sha256
 
 SCORE = {"mean": 0.5, "ci95": [0.4, 0.6], "per_draw": [0.5, 0.5]}
 OWN = {"rank1": SCORE, "map": SCORE, "queries": 10, "gallery": 4, "persons": 4}
@@ -23,8 +25,8 @@ def reports(tmp_path, monkeypatch):
     return tmp_path / "reports"
 
 
-def _p(**overrides):
-    return params.load("dorsal_r", "smoke", overrides=overrides)
+def _p(tag="", **overrides):
+    return params.load("dorsal_r", "smoke", tag=tag, overrides=overrides)
 
 
 def _bad(metrics=None, **scores):
@@ -51,14 +53,24 @@ def test_relative_reports_folder_counts_from_the_project(monkeypatch):
 
 
 def test_other_parameters_never_share_a_folder():
-    first = runs.open_run("01_baseline", _p())
+    first = runs.open_run("01_baseline", _p("wide"))
     before = (first.folder / "params.json").read_bytes()
-    with pytest.raises(params.ParamError, match="model.fit: folder has 'hand', this run 'pad'"):
-        runs.open_run("01_baseline", _p(**{"model.fit": "pad"}))
+    with pytest.raises(params.ParamError, match="model.fit: folder has None, this run 'pad'"):
+        runs.open_run("01_baseline", _p("wide", **{"model.fit": "pad"}))
     with pytest.raises(params.ParamError, match=r"\(and 2 more\)\ngive this run a tag"):
         changed = {f"stage{i}.{k}": 7 for i in (1, 2) for k in ("epochs", "lr", "batch_size")}
-        runs.open_run("01_baseline", _p(**changed))
+        runs.open_run("01_baseline", _p("wide", **changed))
     assert (first.folder / "params.json").read_bytes() == before
+
+
+def test_overrides_need_a_tag(reports, tmp_path):
+    words = r"model\.fit: study has None, this run 'pad'\n.*--tag NAME"
+    with pytest.raises(params.ParamError, match=words):
+        runs.open_run("01_baseline", _p(**{"model.fit": "pad"}))
+    assert not reports.exists()
+    runs.open_run("01_baseline", _p(**{"stage1.lr": 1e-5}))
+    (tmp_path / "mine.yaml").write_text("model.fit: pad")
+    runs.open_run("01_baseline", params.load(study=str(tmp_path / "mine.yaml")))
 
 
 def test_moved_reports_are_the_same_run(reports):
@@ -100,10 +112,11 @@ def test_save_writes_header_stamp_and_metrics():
     header = {"notebook": "01_baseline", "study": "smoke", "aspect": "dorsal_r", "seed": 0}
     assert saved.items() >= (header | METRICS | {"tag": "", "manifest_sha256": digest}).items()
     assert saved["zero_shot"] == {"count": 3, "share": 0.5, "row": [0, 1]}
-    stamp = json.loads((run.folder / "stamp.json").read_text())
-    assert stamp["data"] == METRICS["data"] and stamp["manifest_sha256"] == digest
-    assert stamp["packages"]["numpy"] == np.__version__ and stamp["peak_memory_mb"]["host"] > 1
-    assert stamp.keys() >= {"git", "python", "platform", "device", "seconds"}
+    told = json.loads((run.folder / "stamp.json").read_text())
+    assert told["data"] == METRICS["data"] and told["manifest_sha256"] == digest
+    assert told["packages"]["numpy"] == np.__version__ and told["peak_memory_mb"]["host"] > 1
+    assert told["library_sha256"] == library_sha256()
+    assert told.keys() >= {"git", "python", "platform", "device", "seconds"}
     assert not list(run.folder.rglob("*.partial"))
 
 
@@ -148,3 +161,35 @@ def test_figure_is_saved_and_returned():
     assert (run.folder / "figures" / "cmc.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="a bare name"):
         run.figure(fig, "deep/cmc")
+
+
+def test_new_and_changed_files_that_make_results_are_dirty(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "safe.directory=*"]
+        subprocess.run(["git", *who, "-C", str(tmp_path), *words], check=True, capture_output=True)
+
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "mine.yaml").touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "out.txt").touch()
+    state = git_state(tmp_path)
+    assert state["dirty"] is False and len(state["commit"]) == 40
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert git_state(tmp_path) == state, "a clone of another user"
+    (tmp_path / "params" / "new.yaml").touch()
+    assert git_state(tmp_path)["dirty"] is True
+
+
+def test_the_librarys_hash_follows_code_and_shipped_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(stamp, "ROOT", tmp_path)
+    tower = tmp_path / "handclip_lib" / "models" / "tiny" / "vit"
+    tower.mkdir(parents=True)
+    seen = {library_sha256()}
+    for path in (tower / "weights.safetensors", tower.parents[1] / "clip.py"):
+        for text in ("one", "two"):
+            path.write_text(text)
+            seen.add(library_sha256())
+    assert len(seen) == 5

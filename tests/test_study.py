@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -17,8 +18,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from handclip_lib.params import ROOT, ParamError, load
 from handclip_lib.report import study
+from handclip_lib.report.charts import interval_chart
 from handclip_lib.report.index import write_index
 from handclip_lib.report.runs import open_run, run_folder
+from handclip_lib.report.stamp import library_sha256
 
 TITLE = "drawn hands (demonstration)"
 METRICS = ("rank1", "rank5", "rank10", "map", "map_trapezoid", "minp")
@@ -30,6 +33,7 @@ folder = Path(os.environ["HANDCLIP_REPORTS"], "smoke", f"seed{{seed}}", aspect, 
 git = {{"commit": None, "dirty": None}}
 same = {{"data": "{TITLE}", "manifest_sha256": "abc"}}
 stamp = {{"git": git, "packages": {{}}, "peak_memory_mb": {{}}, "seconds": 1, "python": "3"}}
+stamp |= {{"library_sha256": "{library_sha256()}"}}
 stamp |= same | {{"handclip": "0", "device": "cpu", "platform": "x"}}
 head = {{"notebook": NAME, "study": "smoke", "aspect": aspect, "seed": seed, "tag": ""}}
 (folder / "stamp.json").write_text(json.dumps(stamp))
@@ -73,35 +77,50 @@ def test_a_failure_stops_nobody_and_what_is_done_stays(tmp_path, reports):
     assert "done before" in again[0] and len(again) == 2
 
 
-def _finished(name="00_good"):
+def _finished(tmp_path, name="00_good"):
     p = load("dorsal_r", "smoke")
     run = open_run(name, p)
+    shutil.copy(_notebook(tmp_path, name, "1"), run.folder / "report.ipynb")
     run.facts["manifest_sha256"] = "abc"
     run.save({"data": TITLE, "variants": {}})
     (run.folder / "report.html").write_text("x")
     return run.folder
 
 
-def _todo(tmp_path, force=False):
-    chains = study.plan("smoke", [_notebook(tmp_path, "00_good", "1")], ["dorsal_r"], [0])
-    return study._remaining(chains, force, False, lambda line: None)
+def _todo(tmp_path, force=False, source="1", say=lambda line: None):
+    chains = study.plan("smoke", [_notebook(tmp_path, "00_good", source)], ["dorsal_r"], [0])
+    return study._remaining(chains, force, False, say)
 
 
 def test_what_makes_a_run_stay(tmp_path, monkeypatch):
-    folder = _finished()
+    folder = _finished(tmp_path)
     assert not _todo(tmp_path)
     assert _todo(tmp_path, force=True)
-    for name in ("report.html", "metrics.json"):
+    for name in ("metrics.json", "report.html"):
         kept = (folder / name).read_text()
         (folder / name).unlink()
         assert _todo(tmp_path), f"without {name} it is run again"
         (folder / name).write_text(kept)
+    assert not _todo(tmp_path)
+    os.utime(folder / "report.html", (0, 0))
+    assert _todo(tmp_path), "the report is of an earlier run"
+    (folder / "report.html").touch()
     monkeypatch.setattr(study.splits, "sha256", lambda manifest: "other photographs")
     assert _todo(tmp_path)
 
 
+def test_another_notebook_or_library_is_run_again(tmp_path, monkeypatch):
+    _finished(tmp_path)
+    said: list[str] = []
+    assert _todo(tmp_path, source="2", say=said.append)
+    assert said == ["again        00_good  dorsal_r  seed 0: notebook or library changed"]
+    assert not _todo(tmp_path)
+    monkeypatch.setattr(study, "library_sha256", lambda: "other code")
+    assert _todo(tmp_path, say=said.append) and said[1] == said[0]
+
+
 def test_other_data_by_another_title_is_run_again(tmp_path, monkeypatch):
-    _finished()
+    _finished(tmp_path)
     table = study.tables.read(None).copy()
     table.attrs["title"] = "11k Hands"
     monkeypatch.setattr(study.tables, "read", lambda p: table)
@@ -109,7 +128,7 @@ def test_other_data_by_another_title_is_run_again(tmp_path, monkeypatch):
 
 
 def test_other_parameters_are_run_again(tmp_path):
-    folder = _finished()
+    folder = _finished(tmp_path)
     told = json.loads((folder / "params.json").read_text())
     told["model"]["fit"] = "pad"
     (folder / "params.json").write_text(json.dumps(told))
@@ -124,6 +143,11 @@ def test_plan_is_every_aspect_and_seed_with_notebooks_in_order():
         (0, "dorsal_r"),
         (0, "dorsal_l"),
     ]
+
+
+def test_what_is_named_twice_is_planned_once():
+    (chain,) = study.plan("smoke", ["00", "00_splits"], ["dorsal_r"] * 2, [0, 0])
+    assert len(chain) == 1
 
 
 def test_a_study_of_one_aspect_is_planned_for_that(tmp_path):
@@ -222,7 +246,7 @@ def _scored(aspect, rng, title=TITLE):
 def test_index_shows_the_numbers_of_the_files(reports):
     rng = np.random.default_rng(0)
     saved = {aspect: _scored(aspect, rng) for aspect in ("palmar_r", "dorsal_l")}
-    text = write_index("smoke").read_text()
+    text = write_index(load(study="smoke")).read_text()
     parser = _Tables()
     parser.feed(text)
     rows = {row[0].split("|")[0]: row for row in parser.tables["headline"][2:]}
@@ -248,9 +272,16 @@ def _check_page(text, asks, root):
     assert "cmc curve" in text and "<script" not in text and "@import" not in text
 
 
+def test_long_names_fit_into_the_chart():
+    label = "palmar right · ViT-B-16-quickgelu, seed 0"
+    chart = interval_chart([(label, {"own": (0.5, 0.4, 0.6)})], {"own": "own gallery"})
+    left = float(re.search(r'viewBox="-(\d+) 0 ', chart).group(1))
+    assert left >= 7.5 * len(label) and label in chart
+
+
 def test_results_csv_is_tidy_and_whole(reports):
     saved = _scored("dorsal_r", np.random.default_rng(1))
-    write_index("smoke")
+    write_index(load(study="smoke"))
     frame = pd.read_csv(reports / "smoke" / "results.csv", keep_default_na=False)
     assert len(frame) == 2 * 2 * 6
     row = frame.query("variant == 'tiny' and gallery == 'all' and metric == 'minp'").iloc[0]
@@ -264,16 +295,16 @@ def test_results_csv_is_tidy_and_whole(reports):
 
 def test_index_names_every_data_set_and_real_ones_without_the_warning():
     _scored("dorsal_r", np.random.default_rng(1), "11k Hands")
-    text = write_index("smoke").read_text()
+    text = write_index(load(study="smoke")).read_text()
     assert "<h1>11k Hands</h1>" in text and "say nothing about real ones" not in text
     _scored("dorsal_l", np.random.default_rng(1), "own hands: mine <3 persons>")
-    text = write_index("smoke").read_text()
+    text = write_index(load(study="smoke")).read_text()
     assert "11k Hands, own hands: mine &lt;3 persons&gt;" in text
 
 
 def test_index_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no finished run in .*handclip study smoke"):
-        write_index("smoke")
+        write_index(load(study="smoke"))
 
 
 def test_a_broken_metrics_file_is_named():
@@ -281,4 +312,4 @@ def test_a_broken_metrics_file_is_named():
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match=r"metrics\.json is not valid JSON"):
-        write_index("smoke")
+        write_index(load(study="smoke"))

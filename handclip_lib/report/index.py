@@ -12,10 +12,10 @@ import pandas as pd
 from PIL import Image
 
 from handclip_lib.aspects import ASPECTS
-from handclip_lib.params import load
 from handclip_lib.report.charts import interval_chart
 from handclip_lib.report.page import banner, facts, page, provenance
 from handclip_lib.report.runs import read_json, replace_text, reports_root
+from handclip_lib.schema import Params
 
 _SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
 _GALLERIES = (("own", "own gallery"), ("all", "all aspects"))
@@ -52,16 +52,15 @@ class Finished:
         return "-".join(str(m[k]) for k in ("notebook", "aspect", "seed", "tag") if m[k] != "")
 
 
-def write_index(study: str) -> Path:
-    """Write reports/<study>/index.html and results.csv; returns the path of index.html.
+def write_index(p: Params) -> Path:
+    """Write a study's index.html and results.csv into its reports; returns index.html's path.
 
     Every number comes from a metrics.json; ValueError when the study has no finished run.
     """
-    p = load(study=study)
     root = reports_root(p) / p.study
     runs = finished_runs(root)
     if not runs:
-        raise ValueError(f"no finished run in {root}; make some: handclip study {study}")
+        raise ValueError(f"no finished run in {root}; make some: handclip study {p.study}")
     replace_text(root / "results.csv", results(runs).to_csv(index=False, lineterminator="\n"))
     titles = list(dict.fromkeys(run.metrics["data"] for run in runs))
     parts = [_head(p.study, p.experiment, titles, runs), _headline(runs)]

@@ -3,7 +3,7 @@
 Papermill alone accepts a misspelt parameter (it warns and runs the defaults), a notebook without
 a `parameters` cell (the injected values are overwritten), and a kernel that died (every cell is
 marked completed). Here names are checked, values pass through `params.load` before a kernel
-starts, and a run has succeeded only when this very run wrote metrics.json.
+starts, and a run has succeeded only when it wrote metrics.json: an earlier one is removed first.
 """
 
 import ast
@@ -20,6 +20,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from filelock import FileLock, Timeout
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
@@ -27,9 +28,10 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from handclip_lib.params import ROOT, ParamError, load, study_path
+from handclip_lib.params import ROOT, ParamError, load, own_aspect, study_path
 from handclip_lib.report.export import export_html
-from handclip_lib.report.runs import open_run
+from handclip_lib.report.index import write_index
+from handclip_lib.report.runs import check_tag, open_run
 from handclip_lib.schema import did_you_mean
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -47,32 +49,40 @@ class RunFailed(RuntimeError):
 
 
 def run_notebook(
-    notebook: str | Path, parameters: Mapping[str, Any], say: Callable[[str], None] = print
+    notebook: str | Path,
+    parameters: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+    index: bool = True,
 ) -> Path:
     """Run a notebook with parameters into its run folder; returns the path of report.html.
 
     notebook: a name in notebooks/ (`01_baseline`, `01`) or a path; parameters: by the names in
-    its `parameters` cell, of which aspect, study, seed, tag and overrides are checked by
-    `params.load` first. A relative study path counts from the caller's folder. `say` gets a line
-    a cell. Raises ParamError or FileNotFoundError before the kernel starts, RunFailed after; the
-    executed notebook is kept as report.ipynb either way.
+    its `parameters` cell, whose values count where nothing is given; aspect, study, seed, tag and
+    overrides are checked by `params.load` first. A relative study path counts from the caller's
+    folder. `say` gets a line a cell; index: renew the study's index.html afterwards. Raises
+    ParamError or FileNotFoundError before the kernel starts, RunFailed after; the executed
+    notebook is kept as report.ipynb either way.
     """
     path = find_notebook(notebook)
     cells = _read(path)
     told = _resolved(path, cells, parameters)
     p = load(**{name: told[name] for name in _ASKED if name in told})
     told["aspect"] = p.aspect
+    check_tag(p, told.get("study", p.study))
     folder = open_run(path.stem, p).folder
-    saved = folder / "metrics.json"
-    before, started = _identity(saved), time.monotonic()
-    say(f"{path.stem} · {p.study} · {p.aspect} · seed {p.seed}{f' · {p.tag}' if p.tag else ''}")
-    _execute(path, cells, told, folder / "report.ipynb", say)
-    if _identity(saved) in (None, before):
-        raise RunFailed(
-            f"{path.stem} ran to its end but wrote no metrics.json; its last code cell must be"
-            f" run.save({{…}})\nexecuted notebook: {folder / 'report.ipynb'}"
-        )
-    report = export_html(folder, p)
+    started = time.monotonic()
+    with _alone(folder):
+        say(f"{path.stem} · {p.study} · {p.aspect} · seed {p.seed}{f' · {p.tag}' if p.tag else ''}")
+        _clear(folder)
+        _execute(path, cells, told, folder / "report.ipynb", say)
+        if not (folder / "metrics.json").is_file():
+            raise RunFailed(
+                f"{path.stem} ran to its end but wrote no metrics.json; its last code cell must be"
+                f" run.save({{…}})\nexecuted notebook: {folder / 'report.ipynb'}"
+            )
+        report = export_html(folder, p)
+    if index:
+        write_index(p)
     say(f"{path.stem} finished in {time.monotonic() - started:.0f} s: {report}")
     return report
 
@@ -99,6 +109,24 @@ def find_notebook(notebook: str | Path) -> Path:
     )
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        held = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise RunFailed(
+            f"another run is using {folder}; wait until it ends, or give this one a tag"
+        ) from None
+    with held:
+        yield
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier run's results, so that a failure can't be taken for a success."""
+    for path in (folder / "metrics.json", folder / "report.html", *folder.glob("figures/*.png")):
+        path.unlink(missing_ok=True)
+
+
 def _read(path: Path) -> NotebookNode:
     try:
         notebook = nbformat.read(path, as_version=4)
@@ -117,8 +145,11 @@ def _read(path: Path) -> NotebookNode:
 
 
 def _resolved(path: Path, notebook: NotebookNode, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The values to inject: names known to the notebook, the study where the kernel finds it."""
-    known = _names(notebook)
+    """The values to inject: the cell's, then those given; the study where the kernel finds it.
+
+    A study that is for one aspect only wins over the cell's aspect.
+    """
+    known = _assigned(notebook)
     for name in parameters:
         if name not in known:
             raise ParamError(
@@ -126,19 +157,30 @@ def _resolved(path: Path, notebook: NotebookNode, parameters: Mapping[str, Any])
                 f" its parameters are {', '.join(known)}"
             )
     told = dict(parameters)
+    for name in (n for n in _ASKED if n in known and n not in parameters):
+        try:
+            told[name] = ast.literal_eval(known[name])
+        except ValueError:
+            raise ParamError(
+                f"{path.name}: '{name}' in the parameters cell must be a plain value"
+            ) from None
     study = str(told.get("study", ""))
     if study.endswith((".yaml", ".yml")) or os.sep in study:
         told["study"] = str(study_path(study))
+    if study and parameters.get("aspect") is None:
+        told["aspect"] = own_aspect(study) or told.get("aspect")
     return told
 
 
-def _names(notebook: NotebookNode) -> list[str]:
+def _assigned(notebook: NotebookNode) -> dict[str, Any]:
+    """What the `parameters` cell assigns: name -> node of the value."""
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    names = []
+    found: dict[str, Any] = {}
     for node in ast.parse(cell.source).body:
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+            found |= {t.id: node.value for t in targets if isinstance(t, ast.Name)}
+    return found
 
 
 def _execute(
@@ -246,11 +288,3 @@ def _kernel() -> Iterator[AsyncKernelManager]:
         finally:
             if manager.has_kernel:
                 run_sync(manager.shutdown_kernel)(now=True)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What changes whenever the file is replaced, or None when there is no file."""
-    if not path.is_file():
-        return None
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns

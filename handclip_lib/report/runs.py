@@ -18,8 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from handclip_lib.data.splits import sha256, write_manifest
-from handclip_lib.params import ROOT, ParamError, resolve
-from handclip_lib.report.stamp import stamp
+from handclip_lib.params import ROOT, ParamError, load, resolve
+from handclip_lib.report.stamp import library_sha256, stamp
 from handclip_lib.schema import Params, leaves
 
 HEADER = ("notebook", "study", "aspect", "seed", "tag")
@@ -68,7 +68,8 @@ class Run:
         _check(plain)
         content = self.header | {"manifest_sha256": self.facts.get("manifest_sha256")} | plain
         told = stamp(self.params, time.monotonic() - self.opened)
-        told |= {"data": plain["data"], "manifest_sha256": content["manifest_sha256"]}
+        told |= self.facts | {"data": plain["data"]}
+        told["manifest_sha256"] = content["manifest_sha256"]
         replace_text(self.folder / "stamp.json", _json(told))
         replace_text(self.folder / "metrics.json", _json(content))
 
@@ -76,9 +77,11 @@ class Run:
 def open_run(notebook: str, p: Params) -> Run:
     """The folder of this notebook and these parameters, made if need be, with its params.json.
 
-    Raises ParamError when the folder was made with other parameters, or can't be written.
-    An earlier metrics.json stays until `save` replaces it.
+    Raises ParamError when the parameters are not the study's and no tag says so, when the folder
+    was made with other parameters, or can't be written. An earlier metrics.json stays until
+    `save` replaces it.
     """
+    check_tag(p, p.study)
     folder = run_folder(notebook, p)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,28 @@ def open_run(notebook: str, p: Params) -> Run:
             " $HANDCLIP_REPORTS to a folder that can be written"
         ) from error
     header = {"notebook": notebook} | {k: getattr(p, k) for k in HEADER[1:]}
-    return Run(folder, p, header, time.monotonic())
+    return Run(folder, p, header, time.monotonic(), {"library_sha256": library_sha256()})
+
+
+def check_tag(p: Params, study: str) -> None:
+    """ParamError when a run without a tag differs from its study, whose folder it would take.
+
+    study: name or path. Only the stem of a path is in `p`: what is not found by it is not checked.
+    """
+    if p.tag:
+        return
+    try:
+        plain = load(p.aspect, study, p.seed)
+    except ParamError:
+        return
+    changed = differences(resolved(plain), p, "study")
+    if changed:
+        raise ParamError(
+            f"this run differs from the study '{p.study}' and would take its folder:\n  "
+            + "\n  ".join(changed[:4])
+            + "\nname the run: --tag NAME (papermill: -p tag NAME); a study file of your own"
+            " needs a name that params/ doesn't have"
+        )
 
 
 def reports_root(p: Params) -> Path:
@@ -114,11 +138,11 @@ def resolved(p: Params) -> dict[str, Any]:
     return p.model_dump(mode="json")
 
 
-def differences(old: Mapping[str, Any], p: Params) -> list[str]:
+def differences(old: Mapping[str, Any], p: Params, whose: str = "folder") -> list[str]:
     """`model.fit: folder has 'squash', this run 'hand'` for each value but `reports`."""
     was, now = dict(leaves(old)), dict(leaves(resolved(p)))
     return [
-        f"{key}: folder has {_shown(was, key)}, this run {_shown(now, key)}"
+        f"{key}: {whose} has {_shown(was, key)}, this run {_shown(now, key)}"
         for key in sorted(was.keys() | now.keys())
         if key != "reports" and _shown(was, key) != _shown(now, key)
     ]

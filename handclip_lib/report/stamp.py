@@ -1,5 +1,6 @@
 """Where a run's numbers came from: code, versions, machine, time and memory."""
 
+import hashlib
 import platform
 import resource
 import subprocess
@@ -37,7 +38,7 @@ PACKAGES = (
 def stamp(p: Params, seconds: float) -> dict[str, Any]:
     """Provenance of a run that took `seconds`: plain JSON values.
 
-    `git.dirty` is True when tracked files differ from the commit, None outside a repository.
+    `git.dirty`: whether code, notebooks or studies differ from the commit; None: no repository.
     """
     return {
         "handclip": __version__,
@@ -52,19 +53,30 @@ def stamp(p: Params, seconds: float) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Commit and whether tracked files were changed; None for both where git has no answer."""
+    """Commit, and whether files that make results were changed or added; None: git can't say."""
+    parts = ("handclip_lib", "notebooks", "params")
     commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return {"commit": None, "dirty": None}
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=normal", "--", *parts)
+    if commit is None or changed is None:
+        return {"commit": commit, "dirty": None}
     return {"commit": commit, "dirty": bool(changed)}
 
 
+def library_sha256() -> str:
+    """Hash of what a run takes from the kit itself: the library's code and the tiny towers."""
+    library = ROOT / "handclip_lib"
+    digest = hashlib.sha256()
+    for path in sorted([*library.rglob("*.py"), *library.glob("models/tiny/*/*.*")]):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(library).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
 def _git(folder: Path, *words: str) -> str | None:
+    # a clone may belong to another user (a container, a shared folder): it is only read here
+    command = ["git", "-c", "safe.directory=*", "-C", str(folder), *words]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,6 +1,7 @@
 """A whole study: its notebooks, in order, for every aspect and seed, several at a time.
 
-What is done is not done again: a finished run with today's parameters and today's data stays.
+What is done is not done again: a finished run stays that had today's parameters, notebook,
+library and manifest.
 """
 
 import os
@@ -19,10 +20,11 @@ import torch
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data import splits, tables
 from handclip_lib.data.leaks import SplitError
-from handclip_lib.params import ROOT, ParamError, load, study_path
+from handclip_lib.params import ROOT, load, own_aspect, study_path
 from handclip_lib.report.index import write_index
 from handclip_lib.report.notebook import find_notebook
 from handclip_lib.report.runs import differences, read_json, run_folder
+from handclip_lib.report.stamp import library_sha256
 from handclip_lib.schema import Params
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -91,7 +93,7 @@ def run_study(
     work = _Work(_portable(study), sum(map(len, todo)), threads, say)
     _run_chains(work, todo, jobs)
     if any((task.folder / "metrics.json").is_file() for chain in chains for task in chain):
-        say(f"index: {write_index(study)}")
+        say(f"index: {write_index(first)}")
     if work.failed:
         say(f"{len(work.failed)} of {work.total} runs failed:")
         for task in work.failed:
@@ -106,12 +108,12 @@ def plan(
     seeds: Sequence[int],
 ) -> list[list[Task]]:
     """The study's runs: a list for each seed and aspect, its notebooks in order."""
-    files = [find_notebook(name) for name in notebooks or []]
+    files = list(dict.fromkeys(find_notebook(name) for name in notebooks or []))
     files = files or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not files:
         raise FileNotFoundError(f"{ROOT / 'notebooks'} has no numbered notebooks")
-    chosen = list(aspects or _aspects(study))
-    trees = [load(aspect, study, seed) for seed in seeds for aspect in chosen]
+    chosen = dict.fromkeys(aspects or _aspects(study))
+    trees = [load(aspect, study, seed) for seed in dict.fromkeys(seeds) for aspect in chosen]
     return [[Task(file, p) for file in files] for p in trees]
 
 
@@ -119,15 +121,8 @@ def _aspects(study: str) -> list[str]:
     """All aspects that the study's data has and the study is for."""
     p = load(study=study)
     known = CHAIN if p.data.dataset in ("11k", "drawn") else set(tables.read(p)["aspect"])
-    return [aspect for aspect in ASPECTS if aspect in known and _is_for(study, aspect)]
-
-
-def _is_for(study: str, aspect: str) -> bool:
-    try:
-        load(aspect, study)
-    except ParamError:  # the study names its own aspect: everything else in it loaded just now
-        return False
-    return True
+    own = own_aspect(study)
+    return [aspect for aspect in ASPECTS if aspect in known and own in ("", aspect)]
 
 
 def _remaining(
@@ -137,24 +132,46 @@ def _remaining(
     finished = {t.folder: t for c in chains for t in c if not force and _is_finished(t)}
     if dry_run and not finished:
         return chains
-    table = tables.read(chains[0][0].params)
+    table, library = tables.read(chains[0][0].params), library_sha256()
     todo = []
     for chain in chains:
         same = [task for task in chain if task.folder in finished]
         digest = _digest(chain[0].params, table) if same else None
-        done = {task for task in same if _same_data(task, table, digest)}
-        for task in chain:
-            if task in done:
+        done = []
+        for task in same:
+            if not _same_source(task, library):
+                say(f"again        {task.name}: notebook or library changed")
+            elif _same_data(task, table, digest):
                 say(f"done before  {task.name}")
-        todo.append([task for task in chain if task not in done])
+                done.append(task.folder)
+        todo.append([task for task in chain if task.folder not in done])
     return [chain for chain in todo if chain]
 
 
 def _is_finished(task: Task) -> bool:
-    needed = [task.folder / name for name in ("metrics.json", "report.html", "params.json")]
-    return all(path.is_file() for path in needed) and not differences(
-        read_json(needed[-1]), task.params
+    """Whether all is there, by these parameters, and the report shows the metrics there are."""
+    metrics, report, params = (
+        task.folder / name for name in ("metrics.json", "report.html", "params.json")
     )
+    if not all(path.is_file() for path in (metrics, report, params)):
+        return False
+    if report.stat().st_mtime_ns < metrics.stat().st_mtime_ns:
+        return False  # the notebook was run again without the runner, which makes the report
+    return not differences(read_json(params), task.params)
+
+
+def _same_source(task: Task, library: str) -> bool:
+    """Whether the run had today's library, and its executed notebook is today's."""
+    executed = task.folder / "report.ipynb"
+    if read_json(task.folder / "stamp.json").get("library_sha256") != library:
+        return False
+    return executed.is_file() and _sources(executed) == _sources(task.notebook)
+
+
+def _sources(notebook: Path) -> list[str]:
+    cells = read_json(notebook)["cells"]
+    own = [c for c in cells if "injected-parameters" not in c["metadata"].get("tags", [])]
+    return ["".join(cell["source"]) for cell in own]
 
 
 def _digest(p: Params, table: pd.DataFrame) -> str | None:
@@ -199,6 +216,7 @@ def _start(work: _Work, task: Task) -> "subprocess.Popen[str] | None":
     p = task.params
     command = [sys.executable, "-m", "handclip_lib.cli", "run", str(task.notebook)]
     command += ["--aspect", p.aspect, "--study", work.study, "--seed", str(p.seed)]
+    command += ["--tag", "", "--no-index"]  # whatever the notebook's own cell says
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {name: str(work.threads) for name in _THREADS} | os.environ | {"PYTHONPATH": path}
     with work.lock:
