@@ -17,8 +17,9 @@ from PIL import Image
 from torch import nn
 
 from handclip_lib import params
-from handclip_lib.models import resize, towers, weights
-from handclip_lib.models.clip import Encoder, load_encoder, save_local_dir
+from handclip_lib.models import files, resize, towers, weights
+from handclip_lib.models.clip import Encoder, load_encoder
+from handclip_lib.models.files import save_local_dir
 
 TEXT = {"width": 64, "heads": 4, "layers": 2, "context_length": 77, "vocab_size": 49408}
 VIT = {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 16, "layers": 3}
@@ -257,6 +258,15 @@ def test_preprocessing_never_crops_and_takes_the_weights_mean_and_std():
     assert siglip.preprocess["mean"] == (0.5, 0.5, 0.5)
 
 
+def test_a_file_does_not_get_a_guess_of_its_mean_and_std(tmp_path):
+    path = tmp_path / "tuned.pt"
+    path.touch()
+    with pytest.raises(weights.WeightsError, match=r"differ .*ViT-L-14\.TAG\.pt .*dfn2b.*folder"):
+        load_encoder("ViT-L-14", str(path))
+    assert weights.find_source("ViT-L-14", "random").preprocess == {}
+    assert weights.find_source("ViT-B-16", str(path)).preprocess["mean"]
+
+
 # --- names, tags, files -------------------------------------------------------------------------
 
 
@@ -386,13 +396,15 @@ def test_vit_table_keeps_its_orientation_through_save_load_and_resize(tmp_path):
 
 
 def test_resnet_table_is_resampled_in_two_dimensions():
-    table = torch.zeros(1 + 9, 2)
-    table[0] = 7
-    table[1:, 0] = torch.arange(3.0).repeat(3)  # rises along a row
-    new = resize.resample_grid(table, (3, 3), (8, 4))
-    assert torch.equal(new[0], table[0])
-    down, across = slope(new, (8, 4))
-    assert abs(down) < 1e-4 and across > 1.5
+    encoder = random_encoder("test-rn")
+    pool, side = encoder.visual.attnpool, encoder.preprocess.size[0] // 32
+    with torch.no_grad():
+        pool.positional_embedding[0] = 7
+        pool.positional_embedding[1:] = torch.arange(side).repeat(side)[:, None]  # along a row
+    resize.set_image_size(encoder.visual, (256, 128))
+    assert (pool.positional_embedding[0] == 7).all()
+    down, across = slope(pool.positional_embedding, (8, 4))
+    assert abs(down) < 1e-4 and across > 0.5
     encoder = random_encoder("test-rn", (256, 128))
     assert encoder.visual.attnpool.positional_embedding.shape[0] == 1 + 8 * 4
     assert proj_of(encoder).isfinite().all()
@@ -473,6 +485,23 @@ def test_export_replaces_a_model_and_nothing_else(tmp_path, monkeypatch):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["m", "mine"]
     with pytest.raises(ValueError, match="square"):
         save_local_dir(random_encoder("test-rn", (64, 128)), tmp_path / "rn")
+
+
+def test_an_export_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
+    one, two = random_encoder(), random_encoder("test-rn")
+    folder = save_local_dir(one, tmp_path / "m")
+    real = files.os.replace
+
+    def failing(source, target):
+        if target == folder and "old" not in Path(source).name:
+            raise OSError("disk on fire")
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", failing)
+    with pytest.raises(OSError, match="on fire"):
+        save_local_dir(two, folder)
+    assert [f.name for f in tmp_path.iterdir()] == ["m"]
+    assert load_encoder(str(folder)).weights_sha256 == one.weights_sha256
 
 
 def test_a_folder_is_loaded_by_path_and_brings_its_own_weights(tmp_path):

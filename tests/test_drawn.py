@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data import drawn
+from handclip_lib.data.drawn import dataset
 from handclip_lib.data.drawn.dataset import plan
 from handclip_lib.data.drawn.person import hand_of
 from handclip_lib.data.drawn.pose import chains, make_shot
@@ -171,6 +173,40 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert files_of(root) == before
     assert (root / "Hands" / kept).stat().st_mtime_ns == stamp
     assert sorted(path.name for path in root.iterdir()) == ["HandInfo.csv", "Hands", "drawn.json"]
+
+
+def test_a_run_killed_at_its_very_start_goes_on(tmp_path: Path) -> None:
+    root = tmp_path / "hands"
+    root.mkdir()
+    (root / "drawn.begun.json.77.part").write_text("{")
+    drawn.draw_dataset(root, persons=1, shots=(1, 1), workers=1, progress=False)
+    assert (root / "drawn.json").is_file() and len(files_of(root)) >= 4
+
+
+def test_a_set_is_judged_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "hands"
+
+    class Lock:
+        """What another process has done by the time that we get the lock."""
+
+        def __init__(self, path: Path) -> None:
+            monkeypatch.setattr(dataset, "FileLock", FileLock)
+            drawn.draw_dataset(root, persons=1, shots=(1, 1), workers=1, progress=False)
+
+        def __enter__(self) -> None:
+            self.stamp = (root / "drawn.json").stat().st_mtime_ns
+
+        def __exit__(self, *_: object) -> None:
+            assert (root / "drawn.json").stat().st_mtime_ns == self.stamp
+
+    monkeypatch.setattr(dataset, "FileLock", Lock)
+    assert drawn.draw_dataset(root, persons=1, shots=(1, 1), workers=1, progress=False) == root
+
+
+def test_every_picture_says_that_it_is_drawn(drawn_root: Path) -> None:
+    for path in (drawn_root / "Hands").iterdir():
+        with Image.open(path) as picture:
+            assert picture.info["comment"] == b"drawn by HandCLIP, not a photograph"
 
 
 def test_a_finished_set_is_left_alone_and_another_is_refused(drawn_root: Path) -> None:

@@ -12,7 +12,11 @@ from PIL import Image
 
 from handclip_lib import params
 from handclip_lib.data import tables
-from handclip_lib.data.tables import TableError, read_11k, read_hd, read_own
+from handclip_lib.data.check import TableError
+from handclip_lib.data.drawn.dataset import COMMENT
+from handclip_lib.data.hd import read_hd
+from handclip_lib.data.own import read_own
+from handclip_lib.data.tables import read_11k
 
 HEADER = (
     "id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName",
@@ -135,6 +139,9 @@ def test_real_photographs_are_whole(test_data: Path) -> None:
         (change(1, "id", "4.5E+05"), r"row 3: id '4\.5E\+05' is not a whole number"),
         (change(0, "age", "old"), r"row 2: age 'old' is not a whole number"),
         (change(0, "accessories", ""), r"row 2: the cell 'accessories' is empty"),
+        (change(0, "nailPolish", "2"), r"row 2: nailPolish must be 0 or 1, not '2'"),
+        (change(1, "aspectOfHand", "dorsal"), r"row 3: unknown aspectOfHand 'dorsal'"),
+        (change(1, "aspectOfHand", "hand"), r"row 3: unknown aspectOfHand 'hand'"),
         (change(2, "id", " "), r"row 4: the cell 'id' is empty"),
         (change(2, "imageName", "Hand_2.jpg"), r"row 4: image .*Hand_2\.jpg .*twice.* row 2"),
         ([(*ROWS[0], "more")], r"row 2: 10 cells for 9 columns"),
@@ -272,12 +279,17 @@ def test_hd_takes_persons_from_file_names(hd: Path) -> None:
         ("readme.md", "left hands; you have the right to use them", "dorsal_l"),
         ("ReadMe", "right and left hands", "dorsal"),
         ("README", "hands", "dorsal"),
+        ("README", "Fingers are numbered from left to right, wrist on the left.", "dorsal"),
+        ("README", "the right-hand column counts; on the left hand side: ids", "dorsal"),
+        ("README", "Left/right hand of each; some left hands twice", "dorsal"),
+        ("README", "Left hands, cropped right at the wrist", "dorsal_l"),
         ("notes.txt", "right hands", "dorsal"),
     ],
 )
 def test_hd_readme_tells_the_hand(tmp_path: Path, name: str, text: str, aspect: str) -> None:
     photograph(tmp_path / "Original_Images" / "1-501" / "7_1.jpg")
     (tmp_path / name).write_text(text)
+    (tmp_path / "Original_Images" / "1-501" / "._7_1.jpg").write_bytes(b"what macOS leaves")
     table = read_hd(tmp_path)
     assert list(table["aspect"]) == [aspect] and list(table["pid"]) == [7]
     assert table.attrs["title"] == "HKPolyU Hand Dorsal (sample: 1 person, 1 photograph)"
@@ -314,7 +326,7 @@ def make_own(root: Path, text: str, images: Sequence[str]) -> Path:
 
 def test_own_csv_with_names_aspects_and_cameras(tmp_path: Path) -> None:
     text = (
-        "image,pid,aspect,camera,name\n"
+        "image,pid,aspect,camera,room\n"
         "zoe/1.png,Zoë,dorsal right,2,x\n./zoe\\2.tif,Zoë,palmar_l,1,x\nA.JPG,adam,dorsal_r,1,x\n"
     )
     path = make_own(tmp_path, text, ["zoe/1.png", "zoe/2.tif", "A.JPG"])
@@ -356,6 +368,8 @@ def test_own_absolute_paths_become_relative(tmp_path: Path) -> None:
         ("image,pid,accessories\na.jpg,7,ring\n", r"column 'accessories' must be 0 or 1.*'ring'"),
         ("image,pid\na.jpg,1\nc.jpg,1\nd.jpg,1\n", r"row 3: c\.jpg is missing\n.*row 4: d\.jpg"),
         ("image,pid\n", r"no photographs in it"),
+        ("image,pid,name\na.jpg,ann,Ann A.\n", r"column 'name' is ours .*rename it"),
+        ("image,pid,dataset\na.jpg,7,lab\n", r"mine\.csv: column 'dataset' is ours .*rename it"),
     ],
 )
 def test_own_csv_faults_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -418,6 +432,36 @@ def test_a_drawn_set_is_drawn_whatever_the_study_calls_it(tmp_path: Path) -> Non
     table = read_11k(tmp_path)
     assert set(table["dataset"]) == {"drawn"}
     assert table.attrs["title"] == "drawn hands (demonstration)"
+
+
+def test_drawn_pictures_never_pass_for_photographs(tmp_path: Path, hd: Path) -> None:
+    root = make_11k(tmp_path / "copied")
+    for row in ROWS:
+        Image.new("RGB", (16, 12)).save(root / "Hands" / row[7], comment=COMMENT)
+    table = read_11k(root)
+    assert set(table["dataset"]) == {"drawn"}
+    assert table.attrs["title"] == "drawn hands (demonstration)"
+    mine = make_own(tmp_path, "image,pid\ncopied/Hands/Hand_2.jpg,7\n", [])
+    mine = mine.rename(tmp_path / "lab.csv")
+    assert read_own(mine).attrs["title"] == "drawn hands (demonstration), read as own: lab"
+    assert set(read_own(mine)["dataset"]) == {"own"}
+    one = tmp_path / "Original Images" / "1-501" / "3_1.jpg"
+    one.parent.mkdir(parents=True)
+    (root / "Hands" / "Hand_2.jpg").rename(one)
+    assert read_hd(tmp_path).attrs["title"] == "drawn hands (demonstration), read as HD"
+
+
+def test_a_photograph_that_may_not_be_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph(tmp_path / "ann" / "a.jpg")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)  # root reads whatever its mode
+    with pytest.raises(TableError, match=r"ann/a\.jpg can't be read: check its permissions"):
+        read_own(tmp_path)
 
 
 def test_a_missing_drawn_set_is_drawn_first(

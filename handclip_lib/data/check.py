@@ -8,13 +8,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from handclip_lib.aspects import ASPECTS, BY_METADATA
+from handclip_lib.data.drawn.dataset import COMMENT, MARKER
 from handclip_lib.schema import did_you_mean
 
+DRAWN = "drawn hands (demonstration)"
 MAX_LINES = 50  # of a list of problems that a message shows; the exception holds all
 
 
@@ -23,23 +26,47 @@ class TableError(ValueError):
 
     def __init__(self, summary: str, problems: Iterable[str] = ()) -> None:
         self.problems = list(problems)
-        lines = [summary, *self.problems[:MAX_LINES]]
-        if len(self.problems) > MAX_LINES:
-            lines.append(f"… and {len(self.problems) - MAX_LINES} more")
-        super().__init__("\n  ".join(lines))
+        super().__init__("\n  ".join([summary, *listed(self.problems, MAX_LINES)]))
+
+
+def listed(names: Iterable[object], n: int) -> list[str]:
+    """The first n names, and how many more there are: to be joined into a message."""
+    texts = [str(name) for name in names]
+    return texts[:n] + ([f"… and {len(texts) - n} more"] if len(texts) > n else [])
 
 
 def finish(
-    rows: Sequence[Mapping[str, object]], root: Path, title: str, problems: Sequence[str] = ()
+    rows: Sequence[Mapping[str, object]],
+    root: Path,
+    title: str,
+    problems: Sequence[str] = (),
+    read_as: str = "",
 ) -> pd.DataFrame:
-    """The table of `rows` with its root and title, or TableError with all problems together."""
+    """The table of `rows` with its root and title, or TableError with all problems together.
+
+    Drawn hands never pass for photographs: their title is DRAWN and `read_as`.
+    """
     if problems:
         raise TableError(f"{root}: {quantity(len(problems), 'problem')}", problems)
     if not rows:
         raise TableError(f"{root}: no photographs in it")
     table = pd.DataFrame(rows)
-    table.attrs = {"root": str(root), "title": title}
+    drawn = _is_drawn(root, table["image"])
+    table.attrs = {"root": str(root), "title": DRAWN + read_as if drawn else title}
     return table
+
+
+def _is_drawn(root: Path, images: Iterable[str]) -> bool:
+    """Whether our generator's marker lies in root, or its comment in the first readable image."""
+    if (root / MARKER).is_file():
+        return True
+    for image in images:
+        try:
+            with Image.open(root / image) as picture:
+                return picture.info.get("comment") == COMMENT
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # what is wrong with it is said by check_images
+    return False
 
 
 def sample(rows: Sequence[Mapping[str, object]]) -> str:
@@ -130,17 +157,24 @@ def _fault(path: Path) -> str | None:
         return "is a folder, not a photograph"
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            if not size:
-                return "is empty (0 bytes)"
-            file.seek(max(0, size - 12))
-            end = file.read()
-            file.seek(0)
-            with Image.open(file) as image:
-                if not _ends_well(image.format, end):
-                    image.load()
+            return _damage(file)
     except FileNotFoundError:
         return "is missing"
+    except PermissionError:
+        return "can't be read: check its permissions"
+
+
+def _damage(file: BinaryIO) -> str | None:
+    try:
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            return "is empty (0 bytes)"
+        file.seek(max(0, size - 12))
+        end = file.read()
+        file.seek(0)
+        with Image.open(file) as image:
+            if not _ends_well(image.format, end):
+                image.load()
     except UnidentifiedImageError:
         return "is not a picture that Pillow can read"
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:

@@ -12,6 +12,9 @@ SOURCE = "http://www4.comp.polyu.edu.hk/~csajaykr/knuckleV2.htm (on request)"
 MAIN, EXTRA = "1-501", "502-712"
 EXTRA_OFFSET = 1000  # keeps the extra persons' ids clear of the main ones
 _COMPLETE = 4650 + 1342  # photographs, main and extra
+# "right hand", "left and right hands"; neither "from left to right" nor "the right-hand side"
+_SIDE = "(?:right|left)"
+_HANDS = re.compile(rf"\b(?:{_SIDE}[\s,/&]+(?:(?:and|or)\s+)?)*{_SIDE}\s+hands?\b(?!\s+side)", re.I)
 
 
 def read_hd(root: str | Path, check_files: bool = True) -> pd.DataFrame:
@@ -19,7 +22,7 @@ def read_hd(root: str | Path, check_files: bool = True) -> pd.DataFrame:
 
     root holds `Original Images/` (or `Original_Images/`) with `1-501/` and `502-712/`. A person of
     the extra folder is a distractor with pid = id + 1000. The aspect is dorsal_r or dorsal_l
-    when a README in root says which hand it is, else `dorsal`.
+    when a README in root speaks of right hands or of left hands, not of both, else `dorsal`.
     Raises FileNotFoundError or TableError. Protocol: Baisa et al. 2022, arXiv:2108.02234.
     """
     root = Path(root).expanduser().resolve()
@@ -29,7 +32,7 @@ def read_hd(root: str | Path, check_files: bool = True) -> pd.DataFrame:
     problems: list[str] = []
     for part, offset in ((MAIN, 0), (EXTRA, EXTRA_OFFSET)):
         for path in sorted((folder / part).glob("*")):
-            if path.suffix.lower() != ".jpg":
+            if path.suffix.lower() != ".jpg" or path.name.startswith("."):
                 continue
             number = path.name.split("_")[0]
             if not (number.isascii() and number.isdecimal()):
@@ -49,7 +52,7 @@ def read_hd(root: str | Path, check_files: bool = True) -> pd.DataFrame:
     title = "HKPolyU Hand Dorsal"
     if len(rows) != _COMPLETE:
         title += f" (sample: {sample(rows)})"
-    return finish(rows, root, title, problems)
+    return finish(rows, root, title, problems, ", read as HD")
 
 
 def _photographs(root: Path) -> Path:
@@ -66,6 +69,6 @@ def _photographs(root: Path) -> Path:
 def _aspect(root: Path) -> str:
     readmes = [f for f in root.iterdir() if f.name.lower().startswith("readme") and f.is_file()]
     text = " ".join(f.read_text(encoding="utf-8", errors="replace") for f in sorted(readmes))
-    # "the right to use" is no hand
-    sides = {s.lower() for s in re.findall(r"\b(right|left)\b(?!\s+to\b)", text, re.I)}
+    phrases = " ".join(_HANDS.findall(text)).lower()
+    sides = {side for side in ("right", "left") if side in phrases}
     return f"dorsal_{sides.pop()[0]}" if len(sides) == 1 else "dorsal"

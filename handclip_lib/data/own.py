@@ -32,8 +32,9 @@ def read_own(path: str | Path, check_files: bool = True) -> pd.DataFrame:
     path: a CSV with columns `image` (relative to the CSV's folder) and `pid`, optionally `aspect`
     (`dorsal_r`, …; missing: `hand`), `camera`, `accessories`, anything; or a folder
     `<person>/<photograph>`, with the aspect as a folder above or below the person's if wanted.
-    Persons may have names: these map to 0, 1, … in sorted order and stay in the column `name`;
-    ids that are all whole numbers below 10,000,000 are kept.
+    Persons may have names: these map to 0, 1, … in sorted order and stay in the column `name`, so
+    that a new name gives other numbers to those after it, and they other draws; ids that are all
+    whole numbers below 10,000,000 are kept.
     Raises FileNotFoundError, or TableError with all problems together.
     """
     path = Path(path).expanduser().resolve()
@@ -50,10 +51,12 @@ def read_own(path: str | Path, check_files: bool = True) -> pd.DataFrame:
     if check_files:
         where = [f"row {line}: " if a_csv else "" for line in lines]
         problems += check_images(root, list(zip(where, (r["image"] for r in rows), strict=True)))
-    title = f"own hands: {path.stem if a_csv else path.name} ({sample(rows)})"
+    name = path.stem if a_csv else path.name
+    title = f"own hands: {name} ({sample(rows)})"
     if not (rows or problems or a_csv):
         raise TableError(f"{root}: no photographs in it; expected <person>/<photograph>")
-    return finish(rows, root if not problems else path, title, problems)
+    read_as = f", read as own: {name}"
+    return finish(rows, root if not problems else path, title, problems, read_as)
 
 
 _Read = tuple[list[int], list[dict[str, Any]], list[str]]  # line numbers, rows, problems
@@ -62,6 +65,8 @@ _Read = tuple[list[int], list[dict[str, Any]], list[str]]  # line numbers, rows,
 def _from_csv(path: Path) -> _Read:
     lines, rows, problems = [], [], []
     for line, cells in read_rows(path, ("image", "pid")):
+        if "dataset" in cells:
+            raise TableError(f"{path}: {_taken('dataset')}")
         wrong = empty_cells(line, cells, [c for c in ("image", "pid", "aspect") if c in cells])
         told = cells.pop("aspect", "hand")
         aspect = aspect_of(told)
@@ -107,6 +112,10 @@ def _photographs(root: Path) -> Iterator[str]:
     return (p.as_posix() for p in sorted(found) if p.suffix.lower() in suffixes)
 
 
+def _taken(column: str) -> str:
+    return f"column '{column}' is ours in the table, and yours would be lost: rename it"
+
+
 def _relative(image: str, root: Path) -> str:
     path = image.replace("\\", "/")
     if os.path.isabs(path):
@@ -119,11 +128,12 @@ def _number_persons(rows: list[dict[str, Any]]) -> list[str]:
     names = sorted({row["pid"] for row in rows})
     numeric = all(n.isascii() and n.isdecimal() for n in names)
     if not numeric or any(int(n) > LARGEST_PID for n in names):
+        taken = any("name" in row for row in rows)
         number = {name: i for i, name in enumerate(names)}
         for row in rows:
             row["name"] = row["pid"]
             row["pid"] = number[row["name"]]
-        return []
+        return [_taken("name")] if taken else []
     written: dict[int, str] = {}
     twice = [n for n in names if written.setdefault(int(n), n) != n]
     for row in rows:

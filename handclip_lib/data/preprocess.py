@@ -12,11 +12,9 @@ from handclip_lib.data.foreground import border_colour, find_hand
 
 FITS = ("squash", "pad", "hand")
 MARGIN = 0.05  # of the hand's longer side, on each side of the crop
-_FILTERS = {
+_FILTERS = {  # those that open_clip knows
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
 }
 
 

@@ -1,5 +1,6 @@
 """Rows computed once and kept on disk: decoded pixels, features."""
 
+import io
 import json
 import os
 import tempfile
@@ -12,6 +13,8 @@ from typing import Any
 
 import filelock
 import numpy as np
+
+from handclip_lib.data.atomic import write_whole
 
 Block = tuple[np.ndarray, Mapping[str, np.ndarray]]  # row numbers (n,), field -> (n, *shape)
 _PATIENCE = 5  # seconds before a wait for another process is mentioned
@@ -41,12 +44,19 @@ class RowCache:
     fields: Mapping[str, tuple[tuple[int, ...], str]]
 
     def filled(self) -> np.ndarray:
-        """bool (rows,): which rows are there. Raises CacheError on a mask of another length."""
+        """bool (rows,): which rows are there. Raises CacheError on a mask that is none of ours."""
         if not self._mask.is_file():
             return np.zeros(self.rows, dtype=bool)
-        mask: np.ndarray = np.load(self._mask)
+        try:
+            mask: np.ndarray = np.load(self._mask)
+        except (OSError, EOFError, ValueError) as error:
+            raise CacheError(
+                f"{self._mask} cannot be read ({error}): delete the folder {self.folder}"
+            ) from error
         if mask.shape != (self.rows,):
-            raise CacheError(f"{self._mask} has {mask.shape} rows, not {self.rows}: delete it")
+            raise CacheError(
+                f"{self._mask} has {mask.shape} rows, not {self.rows}: delete the folder"
+            )
         return mask
 
     def read(self, field: str, rows: np.ndarray) -> np.ndarray:
@@ -75,7 +85,9 @@ class RowCache:
             for numbers, values in compute(missing):
                 self._write(numbers, values)
                 mask[numbers] = True
-                self._replace(self._mask, mask)
+                told = io.BytesIO()
+                np.save(told, mask)
+                write_whole(self._mask, told.getvalue())
             if not mask[missing].all():
                 raise ValueError(f"{int((~mask[missing]).sum())} rows were not computed")
 
@@ -139,8 +151,3 @@ class RowCache:
                     file.write(row.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-
-    def _replace(self, path: Path, mask: np.ndarray) -> None:
-        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-            np.save(file, mask)
-        os.replace(file.name, path)

@@ -1,7 +1,7 @@
 """Every photograph decoded once ever: one array of uint8 pixels on disk for a table and a fit."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from handclip_lib import params
+from handclip_lib.data.check import listed
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.rowcache import Block, RowCache, key_of
 
@@ -32,7 +33,7 @@ class StoreError(ValueError):
 class Store:
     """Pixels of a table's images at one size and fit. `images` are the names, `root` their folder.
 
-    key: hash of names, file sizes, times of change and fit; cache: the folder of all caches.
+    key: hash of root, names, file sizes, times of change and fit; cache: the folder of all caches.
     """
 
     root: Path
@@ -72,19 +73,12 @@ class Store:
 
     @property
     def fallbacks(self) -> int:
-        """How many of the images asked for so far have no believable hand (`fit: hand` only)."""
-        return len(self.fallback_images())
+        """How many of the images asked for so far have no believable hand (`fit: hand` only).
 
-    def fallback_images(self) -> list[str]:
-        """Those images: they were fitted whole, as by `fit: pad`."""
+        They were fitted whole, as by `fit: pad`.
+        """
         asked = np.flatnonzero(self._asked & self._cache.filled())
-        missed = asked[~self._cache.read("found", asked)]
-        return [self.images[row] for row in missed]
-
-    @property
-    def image_bytes(self) -> int:
-        """Bytes that one image takes, on disk and on the device."""
-        return self.preprocess.size[0] * self.preprocess.size[1] * 3
+        return int((~self._cache.read("found", asked)).sum())
 
     @property
     def _cache(self) -> RowCache:
@@ -132,7 +126,7 @@ def open_store(table: pd.DataFrame, preprocess: Preprocess, cache: Path | None =
 
     cache: the folder of all caches, None is $HANDCLIP_CACHE or the user's. The data root is only
     read. Give the whole table, so that every part of a study shares one store. A changed
-    photograph (size or time of change) gives another key, hence fresh pixels.
+    photograph (size or time of change) or a moved folder gives another key, hence fresh pixels.
     Raises StoreError on an image that the table names twice.
     """
     root = Path(table.attrs["root"])
@@ -144,6 +138,7 @@ def open_store(table: pd.DataFrame, preprocess: Preprocess, cache: Path | None =
     key = key_of(
         {
             "version": _VERSION,
+            "root": str(root.resolve()),
             "images": [[name, *_stamp(root / name)] for name in images],
             "fit": preprocess.pixel_spec(),
         }
@@ -182,7 +177,5 @@ def _progress(total: int) -> tqdm:
     return tqdm(total=total, desc="decoding", unit="image", leave=False, disable=total < _BLOCK)
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(str, names[:_SHOWN])) + more
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(listed(names, _SHOWN))

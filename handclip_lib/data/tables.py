@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from handclip_lib.aspects import BY_METADATA
+from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data.check import (
+    DRAWN,
     TableError,
     check_images,
     empty_cells,
@@ -26,13 +27,13 @@ from handclip_lib.data.own import read_own
 from handclip_lib.params import resolve
 from handclip_lib.schema import Params, did_you_mean
 
-__all__ = ["TableError", "read", "read_11k", "read_hd", "read_own"]
-
 SOURCE_11K = "https://sites.google.com/view/11khands (HandInfo.csv and Hands.zip)"
 _ROOTS = {"11k": "data/11k", "HD": "data/HD", "drawn": "data/drawn_hands"}
 _COMPLETE = 11_076  # rows of 11k Hands
 _NEEDED = ("id", "accessories", "aspectOfHand", "imageName")
-_NUMBERS = ("age", "accessories", "nailPolish", "irregularities")
+_FLAGS = ("accessories", "nailPolish", "irregularities")
+_NUMBERS = ("age", *_FLAGS)
+_BY_METADATA = {ASPECTS[name].metadata: name for name in CHAIN}
 
 
 def read(p: Params) -> pd.DataFrame:
@@ -70,14 +71,13 @@ def read_11k(root: str | Path, check_files: bool = True) -> pd.DataFrame:
         raise FileNotFoundError(_no_11k(root))
     if check_files and not (root / "Hands").is_dir():
         raise FileNotFoundError(f"{path} is there, but no folder Hands/ with the photographs")
-    drawn = (root / MARKER).is_file()  # whatever a study calls it
     rows, lines, problems = [], [], []
     for line, cells in read_rows(path, _NEEDED):
         wrong = _wrong_cells(line, cells)
         problems += wrong
         if not wrong:
             lines.append(line)
-            rows.append(_row(cells, "drawn" if drawn else "11k"))
+            rows.append(_row(cells))
     if not (rows or problems):
         raise TableError(f"{path} has no rows")
     images = [str(row["image"]) for row in rows]
@@ -85,31 +85,34 @@ def read_11k(root: str | Path, check_files: bool = True) -> pd.DataFrame:
     if check_files:
         where = [f"row {line}: " for line in lines]
         problems += check_images(root, list(zip(where, images, strict=True)))
-    title = "drawn hands (demonstration)" if drawn else "11k Hands"
-    if not drawn and len(rows) != _COMPLETE:
-        title += f" (sample: {sample(rows)})"
-    return finish(rows, path if problems else root, title, problems)
+    title = "11k Hands" if len(rows) == _COMPLETE else f"11k Hands (sample: {sample(rows)})"
+    table = finish(rows, path if problems else root, title, problems)
+    if table.attrs["title"] == DRAWN:  # whatever a study calls it
+        table["dataset"] = "drawn"
+    return table
 
 
 def _wrong_cells(line: int, cells: Mapping[str, str]) -> list[str]:
     wrong = empty_cells(line, cells, list(cells))
     aspect = cells["aspectOfHand"]
-    if aspect and aspect not in BY_METADATA:
-        near = did_you_mean(aspect, BY_METADATA)
+    if aspect and aspect not in _BY_METADATA:
+        near = did_you_mean(aspect, _BY_METADATA)
         wrong.append(f"row {line}: unknown aspectOfHand '{aspect}'{near}")
     for column in ("id", *_NUMBERS):
         text = cells.get(column, "")
         if text and not (text.isascii() and text.isdecimal()):
             wrong.append(f"row {line}: {column} '{text}' is not a whole number")
+        elif text and column in _FLAGS and int(text) > 1:
+            wrong.append(f"row {line}: {column} must be 0 or 1, not '{text}'")
     return wrong
 
 
-def _row(cells: Mapping[str, str], dataset: str) -> dict[str, Any]:
+def _row(cells: Mapping[str, str]) -> dict[str, Any]:
     fixed = {
         "image": f"Hands/{cells['imageName']}",
         "pid": int(cells["id"]),
-        "aspect": BY_METADATA[cells["aspectOfHand"]],
-        "dataset": dataset,
+        "aspect": _BY_METADATA[cells["aspectOfHand"]],
+        "dataset": "11k",
     }
     rest = {k: v for k, v in cells.items() if k not in ("id", "aspectOfHand", "imageName")}
     return fixed | {k: int(v) if k in _NUMBERS else v for k, v in rest.items() if k not in fixed}

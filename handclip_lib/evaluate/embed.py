@@ -5,15 +5,19 @@ from contextlib import contextmanager
 
 import lightning_fabric as lf
 import numpy as np
+import open_clip
+import timm
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from handclip_lib.data.check import listed
 from handclip_lib.data.rowcache import Block, RowCache, key_of
 from handclip_lib.data.store import Store
 from handclip_lib.models.clip import Encoder
 
 NAMES = ("penult", "pool", "proj")
+_VERSION = 1  # counts up when the same weights and pixels would give other features
 _CHUNK = 1024  # images on the device at a time: 154 MB at 224 x 224
 _SHOWN = 10  # names in a message
 
@@ -28,7 +32,8 @@ def embed(
     """Raw float32 features {"penult", "pool", "proj"}, each (N, W), rows in the order asked.
 
     Under the fabric's device and precision, in eval mode. Rows are kept on disk and found again
-    for the same weights, architecture, preprocessing, photographs, precision and kind of device.
+    for the same weights, architecture, preprocessing, photographs, precision, kind of device and
+    versions of what computes them.
     Raises ValueError where the store was fitted for another Preprocess, or where features are not
     finite, naming the images.
     """
@@ -68,6 +73,7 @@ def retrieval_features(
 def _cache(encoder: Encoder, store: Store, fabric: lf.Fabric) -> RowCache:
     key = key_of(
         {
+            "version": [_VERSION, torch.__version__, open_clip.__version__, timm.__version__],
             "pixels": store.key,
             "preprocess": encoder.preprocess.as_dict(),
             "weights": encoder.weights_sha256,
@@ -113,8 +119,8 @@ def _check_finite(values: Mapping[str, np.ndarray], images: Sequence[str]) -> No
     finite = np.all([np.isfinite(block).all(axis=1) for block in values.values()], axis=0)
     if not finite.all():
         bad = [image for image, good in zip(images, finite, strict=True) if not good]
-        more = f" … and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise ValueError(f"features of {len(bad)} images are not finite: {bad[:_SHOWN]}{more}")
+        names = ", ".join(listed(bad, _SHOWN))
+        raise ValueError(f"features of {len(bad)} images are not finite: {names}")
 
 
 @contextmanager

@@ -15,20 +15,10 @@ from torch import nn
 
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.models import files, resize, towers, weights
-from handclip_lib.models.files import save_local_dir
 from handclip_lib.models.towers import Features
 from handclip_lib.models.weights import Source, WeightsError
 from handclip_lib.params import ParamError
 from handclip_lib.schema import Params
-
-__all__ = [
-    "Encoder",
-    "Features",
-    "WeightsError",
-    "load_encoder",
-    "load_towers",
-    "save_local_dir",
-]
 
 
 class Encoder(nn.Module):

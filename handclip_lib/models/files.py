@@ -84,7 +84,12 @@ def save_local_dir(encoder: "Encoder", folder: Path, dtype: torch.dtype = torch.
         old = new.with_name(f"{new.name}.old")
         if folder.exists():
             os.replace(folder, old)
-        os.replace(new, folder)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -113,7 +118,7 @@ def _write(encoder: "Encoder", folder: Path, dtype: torch.dtype) -> None:
         "fit": fit,
     }
     config = {"model_cfg": encoder.model_cfg, "preprocess_cfg": preprocess}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = {
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype)
         for name, value in encoder.model.state_dict().items()

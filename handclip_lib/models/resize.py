@@ -8,7 +8,6 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.layers import resample_abs_pos_embed
 from torch import nn
-from torch.nn import functional as F
 
 _RESNET_STRIDE = 32
 
@@ -22,9 +21,8 @@ def native_size(visual: nn.Module) -> tuple[int, int]:
 def set_image_size(visual: nn.Module, size: tuple[int, int]) -> None:
     """Make the tower take images of `size` (height, width); nothing changes at its own size.
 
-    A ViT's table is resampled by timm, a ResNet's attention pool in two dimensions (bicubic),
-    both from the grid that the tower has now, square or not. Raises ValueError on a size that
-    the tower's stride does not divide.
+    The table of a ViT, or of a ResNet's attention pool, is resampled from the grid that the tower
+    has now, square or not. Raises ValueError on a size that the tower's stride does not divide.
     """
     if size == native_size(visual):
         return
@@ -38,27 +36,17 @@ def set_image_size(visual: nn.Module, size: tuple[int, int]) -> None:
         raise TypeError(f"unknown kind of tower: {type(visual).__name__}")
 
 
-def resample_grid(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
+def _resampled(table: nn.Parameter, old: tuple[int, int], new: tuple[int, int]) -> nn.Parameter:
     """(1 + h·w, C) table with one leading token -> (1 + h'·w', C), bicubic in two dimensions."""
-    lead, cells = table[:1], table[1:]
-    image = cells.reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, C, h, w)
-    image = F.interpolate(image.float(), size=new, mode="bicubic", antialias=True)
-    cells = image.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1).to(table.dtype)
-    return torch.cat([lead, cells])
+    with torch.no_grad():
+        there = resample_abs_pos_embed(table.unsqueeze(0), list(new), list(old)).squeeze(0)
+    return nn.Parameter(there.contiguous(), requires_grad=table.requires_grad)
 
 
 def _resize_vit(visual: VisionTransformer, size: tuple[int, int]) -> None:
     grid = _grid(size, visual.patch_size)
-    with torch.no_grad():
-        table = resample_abs_pos_embed(
-            visual.positional_embedding.unsqueeze(0),
-            new_size=list(grid),
-            old_size=list(visual.grid_size),
-            num_prefix_tokens=1,
-        ).squeeze(0)
-    visual.positional_embedding = nn.Parameter(
-        table.contiguous(), requires_grad=visual.positional_embedding.requires_grad
-    )
+    table = visual.positional_embedding
+    visual.positional_embedding = _resampled(table, visual.grid_size, grid)
     visual.grid_size, visual.image_size = grid, size
 
 
@@ -66,9 +54,7 @@ def _resize_resnet(visual: ModifiedResNet, size: tuple[int, int]) -> None:
     stride = (_RESNET_STRIDE, _RESNET_STRIDE)
     old, new = _grid(native_size(visual), stride), _grid(size, stride)
     pool = visual.attnpool
-    with torch.no_grad():
-        table = resample_grid(pool.positional_embedding, old, new)
-    pool.positional_embedding = nn.Parameter(table)
+    pool.positional_embedding = _resampled(pool.positional_embedding, old, new)
     visual.image_size = size
 
 

@@ -85,7 +85,7 @@ def _as_folder(model: str) -> Path | None:
 def _from_folder(
     name: str, folder: Path, pretrained: str | None, tokenizer: str | None = None
 ) -> Source:
-    told = json.loads((folder / CONFIG).read_text())
+    told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if "model_cfg" not in told:
         raise WeightsError(f"{folder / CONFIG} has no model_cfg: not an open_clip model folder")
     if pretrained not in (None, "", RANDOM):
@@ -111,11 +111,10 @@ def _from_name(name: str, pretrained: str | None) -> Source:
         )
     if not pretrained:
         raise WeightsError(f"{name} needs weights: {_choices(name)}")
-    if pretrained == RANDOM:
-        return Source(name, name, name, open_clip.get_model_config(name), None, _usual_cfg(name))
-    path = _as_file(pretrained)
-    if path is not None:
-        return Source(name, name, name, open_clip.get_model_config(name), path, _usual_cfg(name))
+    path = None if pretrained == RANDOM else _as_file(pretrained)
+    if path is not None or pretrained == RANDOM:
+        usual = _usual_cfg(name, path)
+        return Source(name, name, name, open_clip.get_model_config(name), path, usual)
     if _quick_tag(name, pretrained):
         print(f"{name}: '{pretrained}' was trained with QuickGELU; taking {name}-quickgelu")
         name += "-quickgelu"
@@ -147,12 +146,29 @@ def _quick_tag(name: str, tag: str) -> bool:
     return bool(told) and f"{name}-quickgelu" in open_clip.list_models()
 
 
-def _usual_cfg(name: str) -> dict[str, Any]:
-    """Mean, std and filter that all of a model's published weights agree on, or nothing."""
+def _usual_cfg(name: str, path: Path | None) -> dict[str, Any]:
+    """Mean, std and filter that all of a model's published weights agree on.
+
+    Where they do not agree random weights take open_clip's own; a file is a WeightsError: nothing
+    in it says which it was trained with.
+    """
     tags = open_clip.list_pretrained_tags_by_model(name)
     keys = ("mean", "std", "interpolation")
     cfgs = [{k: open_clip.get_pretrained_cfg(name, t)[k] for k in keys} for t in tags]
-    return cfgs[0] if cfgs and all(cfg == cfgs[0] for cfg in cfgs) else {}
+    if all(cfg == cfgs[0] for cfg in cfgs):
+        return cfgs[0] if cfgs else {}
+    if path is None:
+        return {}
+    raise WeightsError(
+        f"the published weights of {name} differ in mean and std, and {path} does not say which it"
+        f" wants: put it at {_own_folder()}/{name}.TAG{path.suffix} with pretrained TAG (one of"
+        f" {', '.join(tags)}), or load it as a model folder (open_clip local-dir) that records them"
+    )
+
+
+def _own_folder() -> Path:
+    """Where weights that were fetched by hand lie, as `<name>.<tag>.<suffix>`."""
+    return params.cache_dir() / "weights"
 
 
 def _choices(name: str) -> str:
@@ -163,7 +179,7 @@ def _choices(name: str) -> str:
 
 def _tag_file(name: str, tag: str, cfg: dict[str, Any]) -> Path:
     """The weights of a tag: from our folder, the hub's cache, or the hub."""
-    own = params.cache_dir() / "weights"
+    own = _own_folder()
     for suffix in _SUFFIXES:
         if (own / f"{name}.{tag}{suffix}").is_file():
             return own / f"{name}.{tag}{suffix}"

@@ -16,12 +16,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from handclip_lib.aspects import ASPECTS, CHAIN
+from handclip_lib.data.atomic import write_whole
 from handclip_lib.data.drawn.draw import draw_hand
 from handclip_lib.data.drawn.person import Person, make_person, person_seed, stream
 
 GENERATOR = 1  # raise it whenever a pixel changes: a folder of another version is refused
 MARKER = "drawn.json"
 BEGUN = "drawn.begun.json"
+COMMENT = b"drawn by HandCLIP, not a photograph"  # in every picture, wherever it is taken
 COLUMNS = (
     "id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName",
     "irregularities",
@@ -69,7 +71,7 @@ def draw_dataset(
         raise ValueError(
             f"persons={persons}, shots={shots}: need persons >= 1 and 1 <= low <= high"
         )
-    if _is_done(root, spec):
+    if _is_this(root / MARKER, spec):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_name(f".{root.name}.lock")):  # two notebooks may want it at once
@@ -86,8 +88,9 @@ def _draw_missing(
     progress: bool,
 ) -> None:
     """Everything of the set that is not on disk yet; the marker last."""
-    (root / "Hands").mkdir(parents=True, exist_ok=True)
-    _write(root / BEGUN, json.dumps(spec))
+    root.mkdir(exist_ok=True)
+    write_whole(root / BEGUN, json.dumps(spec).encode())  # first: it says whose folder this is
+    (root / "Hands").mkdir(exist_ok=True)
     missing = [row for row in rows if not (root / "Hands" / row.name).exists()]
     _save_all(root, missing, workers or os.cpu_count() or 1, progress)
     _write_table(root, rows)
@@ -117,20 +120,28 @@ def plan(persons: int, seed: int, shots: tuple[int, int]) -> list[Picture]:
 
 def _is_done(root: Path, spec: dict[str, object]) -> bool:
     """True if root holds this very set; ValueError if it holds anything but a part of it."""
-    for name in (MARKER, BEGUN):
-        if (root / name).exists():
-            found = json.loads((root / name).read_text())
-            if found != spec:
-                raise ValueError(
-                    f"{root} holds other drawn hands: {found}, asked for: {spec}; "
-                    "name another folder, or delete this one"
-                )
-            return name == MARKER
-    if root.exists() and any(root.iterdir()):
+    if _is_this(root / MARKER, spec):
+        return True
+    if _is_this(root / BEGUN, spec) or not root.exists():
+        return False
+    if any(path.suffix != ".part" for path in root.iterdir()):
         raise ValueError(
             f"{root} isn't empty and holds no drawn hands; name another folder, or empty this one"
         )
     return False
+
+
+def _is_this(path: Path, spec: dict[str, object]) -> bool:
+    """Whether this marker is there; ValueError if it is another set's."""
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found != spec:
+        raise ValueError(
+            f"{path.parent} holds other drawn hands: {found}, asked for: {spec}; "
+            "name another folder, or delete this one"
+        )
+    return True
 
 
 def _save_all(root: Path, rows: list[Picture], workers: int, progress: bool) -> None:
@@ -162,15 +173,9 @@ def _save(root: Path, row: Picture) -> None:
     )
     quality = int(stream(row.person.seed, row.aspect, row.shot, "jpeg").integers(80, 96))
     part = root / f"{row.name}.part"
-    Image.fromarray(np.ascontiguousarray(pixels)).save(part, format="JPEG", quality=quality)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.save(part, format="JPEG", quality=quality, comment=COMMENT)
     os.replace(part, root / "Hands" / row.name)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a small file at once or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, newline="")
-    os.replace(part, path)
 
 
 def _write_table(root: Path, rows: list[Picture]) -> None:
@@ -183,4 +188,4 @@ def _write_table(root: Path, rows: list[Picture]) -> None:
         rest = (ASPECTS[row.aspect].metadata, row.name, int(row.irregular))
         cells = zip(COLUMNS, (*values, *flags, *rest), strict=True)
         lines.append(",".join(f'"{v}"' if name in QUOTED else str(v) for name, v in cells))
-    _write(root / "HandInfo.csv", "\r\n".join(lines) + "\r\n")
+    write_whole(root / "HandInfo.csv", ("\r\n".join(lines) + "\r\n").encode())
