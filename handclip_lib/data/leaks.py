@@ -1,11 +1,16 @@
 """What may not happen in a manifest, and what is in it: leaks, missing matches, counts."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from handclip_lib.aspects import OFFSETS
+from handclip_lib.data.check import listed
 from handclip_lib.data.manifest import COLUMNS, SPLITS, TESTING, TRAINING, SplitError
+
+if TYPE_CHECKING:  # it brings torch along
+    from handclip_lib.data.store import Store
 
 
 def persons(pids: "pd.Series[int]") -> "pd.Series[int]":
@@ -76,8 +81,39 @@ def _refuse(culprits: Iterable[object], what: str) -> None:
     """Raise SplitError when there are culprits: the first five are named, the rest counted."""
     names = list(dict.fromkeys(str(c) for c in culprits))
     if names:
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise SplitError(f"{what}: {', '.join(names[:5])}{more}")
+        raise SplitError(f"{what}: {', '.join(listed(names, 5))}")
+
+
+def same_pixels(manifest: pd.DataFrame, store: "Store") -> pd.DataFrame:
+    """Exact copies in a manifest: one row for each set of images with equal pixels.
+
+    Columns `images` (names, in words), `persons` (how many; other hands count as the person's),
+    `leak`: "training and test", "query and gallery" (of one draw), or nothing. Decodes every image
+    of the manifest; pixels are compared as the store fits them. Near copies stay unseen.
+    """
+    rows = manifest.assign(person=persons(manifest["pid"]))
+    images = list(dict.fromkeys(rows["image"]))
+    rows["pixels"] = rows["image"].map(dict(zip(images, store.digest(images), strict=True)))
+    copied = rows.groupby("pixels", sort=False)["image"].transform("nunique") > 1
+    found = [
+        {
+            "images": ", ".join(dict.fromkeys(part["image"])),
+            "persons": part["person"].nunique(),
+            "leak": _leak(part),
+        }
+        for _, part in rows[copied].groupby("pixels", sort=False)
+    ]
+    return pd.DataFrame(found, columns=["images", "persons", "leak"])
+
+
+def _leak(copies: pd.DataFrame) -> str:
+    """Which sides the rows of equal pictures lie on that must not share one."""
+    testing = copies[copies["split"].isin(TESTING)]
+    if 0 < len(testing) < len(copies):
+        return "training and test"
+    asked = testing["split"] == "query"
+    both = set(testing.loc[asked, "draw"]) & set(testing.loc[~asked, "draw"])
+    return "query and gallery" if both else ""
 
 
 def leak_table(manifests: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -101,11 +137,31 @@ def leak_table(manifests: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _test_persons(manifest: pd.DataFrame) -> set[int]:
-    """Persons asked for, and those whose one image is in the gallery; not HD's distractors."""
+    """Persons asked for, and those whose one image is in the gallery; no distractors."""
     gallery = manifest[manifest["split"] == "gallery"]
-    single = ~gallery.duplicated(["draw", "pid"], keep=False)
+    single = gallery[~gallery.duplicated(["draw", "pid"], keep=False)]
+    single = single[~single["pid"].isin(manifest.attrs.get("distractors", ()))]
     asked = manifest.loc[manifest["split"] == "query", "pid"]
-    return {int(pid) for pid in (*asked.unique(), *gallery.loc[single, "pid"].unique())}
+    return {int(pid) for pid in (*asked.unique(), *single["pid"].unique())}
+
+
+def annotated(manifest: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The manifest with its attrs: `distractors` and `singletons`, both lists of persons."""
+    manifest.attrs = {"distractors": distractors(table)}
+    manifest.attrs["singletons"] = singletons(manifest)
+    return manifest
+
+
+def distractors(table: pd.DataFrame) -> list[int]:
+    """The persons that a table marks as distractors: only ever in a gallery, never asked for.
+
+    Raises SplitError on a person who is one in some rows and none in others.
+    """
+    if "distractor" not in table:
+        return []
+    aside = table.groupby("pid")["distractor"].agg(["min", "max"]).astype(bool)
+    _refuse(aside.index[aside["min"] != aside["max"]], "person a distractor in some rows only")
+    return [int(pid) for pid in aside.index[aside["max"]]]
 
 
 def singletons(manifest: pd.DataFrame) -> list[int]:

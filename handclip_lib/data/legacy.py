@@ -11,45 +11,55 @@ from pathlib import Path
 
 import pandas as pd
 
-from handclip_lib.data.check import image_suffixes
-from handclip_lib.data.leaks import check_leaks, parts, persons, singletons
+from handclip_lib.aspects import ASPECTS, OFFSETS
+from handclip_lib.data.check import image_suffixes, listed
+from handclip_lib.data.leaks import annotated, check_leaks, parts, persons
 from handclip_lib.data.manifest import TESTING, TRAINING, SplitError, order
 
 
 def import_tree(
     tree: str | Path, table: pd.DataFrame, aspect: str, draws: int | None = None
 ) -> pd.DataFrame:
-    """The manifest of a legacy tree; images are found in the table by person and file name.
+    """The manifest of a legacy tree; images are found by person, aspect and file name.
 
     draws: how many of the tree's to take (None: all). Raises FileNotFoundError without a tree;
-    SplitError, naming them, for files that the table doesn't have under that person and aspect,
+    SplitError, naming them, for files that the table has not, or more than once, under those,
     for a person asked for with several gallery images in a draw, and for whatever
     `check_leaks` refuses.
     """
     tree = Path(tree)
     if not tree.is_dir():
         raise FileNotFoundError(f"no folder {tree}; split.legacy_tree names a split made earlier")
-    known = {
-        (int(pid), str(image).rpartition("/")[2]): (str(image), str(of))
-        for pid, image, of in zip(table["pid"], table["image"], table["aspect"], strict=True)
-    }
+    known: dict[tuple[int, str], dict[str, list[str]]] = {}  # person, name -> aspect -> images
+    for pid, image, of in zip(table["pid"], table["image"], table["aspect"], strict=True):
+        of_name = known.setdefault((int(pid), str(image).rpartition("/")[2]), {})
+        of_name.setdefault(str(of), []).append(str(image))
     rows, problems = [], []
     for split, draw, label, path in _files(tree, draws):
-        person = int(persons(pd.Series([label])).iloc[0])
-        image, of = known.get((person, path.name), ("", ""))
+        person, of = _person_and_aspect(label, aspect)
+        found = known.get((person, path.name), {})
+        images = found.get(of, [])
         where = path.relative_to(tree)
-        if not image:
+        if not found:
             problems.append(f"{where}: the table has no such image of person {person}")
-        elif of != aspect and split != "gallery_all":
-            problems.append(f"{where}: this image is {of}, not {aspect}")
-        rows.append((split, draw, label, of, image))
+        elif not images:
+            problems.append(f"{where}: this image is {', '.join(found)}, not {of}")
+        elif len(images) > 1:
+            problems.append(f"{where}: the table has several such images: {', '.join(images)}")
+        rows.append((split, draw, label, of, "".join(images)))
     if problems:
-        more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise SplitError("\n  ".join([f"{tree} does not fit the data:", *problems[:20], *more]))
+        message = [f"{tree} does not fit the data:", *listed(problems, 20)]
+        raise SplitError("\n  ".join(message))
     manifest = order(rows)
     _check(tree, manifest, draws)
-    manifest.attrs = {"singletons": singletons(manifest)}
-    return manifest
+    return annotated(manifest, table)
+
+
+def _person_and_aspect(label: int, aspect: str) -> tuple[int, str]:
+    """Whom a label means, and which hand: offsets stand for the other aspects in their order."""
+    person = int(persons(pd.Series([label])).iloc[0])
+    others = dict(zip(OFFSETS, ASPECTS[aspect].distractors, strict=False))
+    return person, others.get(label - person, aspect)
 
 
 def _files(tree: Path, draws: int | None) -> Iterator[tuple[str, int, int, Path]]:
@@ -112,7 +122,7 @@ def export_tree(manifest: pd.DataFrame, root: str | Path, out: str | Path) -> Pa
         raise SplitError(f"{out} is not an empty folder; a tree is never written into another")
     lost = [image for image in dict.fromkeys(manifest["image"]) if not (root / image).is_file()]
     if lost:
-        raise SplitError(f"{root} has no {', '.join(lost[:5])} ({len(lost)} images missing)")
+        raise SplitError(f"{root} has no {', '.join(listed(lost, 5))} ({len(lost)} images missing)")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         tree = Path(scratch) / "tree"

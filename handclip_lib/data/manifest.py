@@ -1,12 +1,13 @@
 """A manifest: the rows of a split in one fixed order, its digest and its file."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+
+from handclip_lib.data.atomic import write_whole
 
 COLUMNS = ("split", "draw", "pid", "aspect", "image")
 TRAINING = ("train", "val", "select")
@@ -16,6 +17,10 @@ SPLITS = TRAINING + TESTING
 
 class SplitError(ValueError):
     """A split that can't be made, or that leaks; the message names persons and images."""
+
+
+class TooFew(SplitError):
+    """Not enough persons or images of an aspect to make a split of it."""
 
 
 def order(rows: Iterable[tuple[str, int, int, str, str]]) -> pd.DataFrame:
@@ -33,14 +38,11 @@ def write_manifest(manifest: pd.DataFrame, path: str | Path) -> Path:
     """Write the manifest as CSV, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(_text(manifest))
-    os.replace(temporary, path)
-    return path
+    return write_whole(path, _text(manifest))
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
-    """The manifest in a CSV, as it was written; SplitError if it is none."""
+    """The manifest in a CSV, as it was written but for its attrs; SplitError if it is none."""
     numbers = {"draw": "int64", "pid": "int64"}
     types = defaultdict(lambda: "str", numbers)  # an aspect or image may look like a number
     try:

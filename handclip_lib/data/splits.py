@@ -2,6 +2,7 @@
 
 The identity split is the literature's (MBA-Net, arXiv:2108.02234). The draws are hashed, so that
 they depend on nothing but their key: not on the platform, row order, other aspects or persons.
+(Named persons of own data have numbers by the order of all names: there a new name moves others.)
 """
 
 import hashlib
@@ -11,9 +12,16 @@ from math import ceil
 import pandas as pd
 
 from handclip_lib.aspects import ASPECTS, OFFSETS
-from handclip_lib.data.leaks import check_leaks, counts, leak_table, singletons
+from handclip_lib.data.leaks import annotated, check_leaks, distractors
 from handclip_lib.data.legacy import import_tree
-from handclip_lib.data.manifest import SplitError, order, read_manifest, sha256, write_manifest
+from handclip_lib.data.manifest import (
+    SplitError,
+    TooFew,
+    order,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
 from handclip_lib.data.own import LARGEST_PID
 from handclip_lib.params import resolve
 from handclip_lib.schema import Params, did_you_mean
@@ -21,9 +29,6 @@ from handclip_lib.schema import Params, did_you_mean
 __all__ = [
     "SplitError",
     "all_aspects",
-    "check_leaks",
-    "counts",
-    "leak_table",
     "make_manifest",
     "manifest_for",
     "read_manifest",
@@ -51,15 +56,16 @@ def make_manifest(
     train; mode person_disjoint takes from them whoever is tested in any aspect. One image of a
     training person is val, one of a test person is the gallery, another in each draw. gallery_all
     adds the other aspects' galleries, their pids offset: another hand is another identity.
-    Persons marked `distractor` are in every gallery. select="persons": one training person in
-    five is held out whole. `attrs["singletons"]`: persons with one image, who have no val
-    (training) or no query (test). Raises SplitError.
+    Every image of a person marked `distractor` is in the galleries of its aspect.
+    select="persons": one training person in five is held out whole. attrs: `distractors` (those
+    persons) and `singletons`: persons with one image, who have no val (training) or no query
+    (test). Raises SplitError; TooFew, which is one, where the aspect has too few persons.
     """
     _check_request(aspect, mode, draws, select)
     _check_table(table)
     hands, extra = _hands(table)
     if aspect not in hands:
-        raise SplitError(_no_aspect(aspect, hands))
+        raise TooFew(_no_aspect(aspect, hands))
     key = f"{split_seed}|{table['dataset'].iloc[0]}"
     train, test = _halves(hands, mode)
     mine, held = hands[aspect], set[int]()
@@ -74,8 +80,7 @@ def make_manifest(
         rows += _other_hands(key, aspect, hands, test, draw)
     manifest = _tidy(rows)
     check_leaks(manifest, across=mode == "person_disjoint")
-    manifest.attrs = {"singletons": singletons(manifest)}
-    return manifest
+    return annotated(manifest, table)
 
 
 def manifest_for(p: Params, table: pd.DataFrame) -> pd.DataFrame:
@@ -94,31 +99,34 @@ def manifest_for(p: Params, table: pd.DataFrame) -> pd.DataFrame:
 def all_aspects(p: Params, table: pd.DataFrame, mode: str) -> dict[str, pd.DataFrame]:
     """{aspect: manifest} of every aspect of the data under one mode, for looking across aspects.
 
-    An aspect with too few persons to be split is left out, and printed.
+    An aspect with too few persons to be split is left out, and printed. `p.split.legacy_tree` is
+    the manifest of `p.aspect` under its own mode.
     """
     split, manifests = p.split, {}
-    for aspect in ASPECTS:
-        if (table["aspect"] == aspect).any():
-            try:
-                manifests[aspect] = make_manifest(
-                    table, aspect, mode, split.seed, split.draws, split.select
-                )
-            except SplitError as error:
-                print(f"{aspect} is left out: {error}")
+    for aspect in (a for a in ASPECTS if (table["aspect"] == a).any()):
+        if split.legacy_tree and (aspect, mode) == (p.aspect, split.mode):
+            manifests[aspect] = manifest_for(p, table)
+            continue
+        try:
+            manifests[aspect] = make_manifest(
+                table, aspect, mode, split.seed, split.draws, split.select
+            )
+        except TooFew as error:
+            print(f"{aspect} is left out: {error}")
     return manifests
 
 
 def _hands(table: pd.DataFrame) -> tuple[dict[str, _Images], list[tuple[int, str, str]]]:
     """Images by aspect and person, without accessories; and the distractor persons' rows."""
+    aside = set(distractors(table))
     if "accessories" in table:
         table = table[table["accessories"] == 0]
     whole_path = set(table["dataset"]) == {"own"}  # own names need not be unique without folders
-    distractor = table["distractor"] if "distractor" in table else [False] * len(table)
     hands: dict[str, _Images] = {}
     extra = []
-    columns = (table["pid"], table["aspect"], table["image"], distractor)
-    for pid, aspect, image, aside in zip(*columns, strict=True):
-        if aside:
+    columns = (table["pid"], table["aspect"], table["image"])
+    for pid, aspect, image in zip(*columns, strict=True):
+        if pid in aside:
             extra.append((int(pid), str(aspect), str(image)))
         else:
             hands.setdefault(str(aspect), {}).setdefault(int(pid), []).append(str(image))
@@ -233,22 +241,26 @@ def _no_aspect(aspect: str, hands: Iterable[str]) -> str:
 
 def _check_sizes(aspect: str, train: set[int], test: set[int], mine: _Images) -> None:
     if min(len(train), len(test)) < 2:
-        raise SplitError(
+        raise TooFew(
             f"{aspect}: {len(train)} training and {len(test)} test persons; two of each are needed"
             f" (the data has {len(mine)} persons of this aspect)"
         )
-    if all(len(mine[pid]) == 1 for pid in test):
-        raise SplitError(f"{aspect}: no test person has two images, so that none can be asked for")
+    asked = sum(len(mine[pid]) > 1 for pid in test)
+    if asked < 2:
+        raise TooFew(
+            f"{aspect}: {asked} of {len(test)} test persons can be asked for, having two images or"
+            " more; two such persons are needed"
+        )
 
 
 def _check_held(aspect: str, held: set[int], train: set[int], mine: _Images) -> None:
     if not any(len(mine[pid]) > 1 for pid in held):
-        raise SplitError(
+        raise TooFew(
             f"{aspect}: none of the persons held out by split.select has two images of it;"
             " set split.select none, another split.seed, or take more persons"
         )
     if len(train - held) < 2:
-        raise SplitError(
+        raise TooFew(
             f"{aspect}: {len(train - held)} training person is left beside {len(held)} held out;"
             " set split.select none, or take more persons"
         )
