@@ -72,14 +72,31 @@ def test_aspects_are_told_by_their_words():
     json.dumps(result, allow_nan=False)
 
 
-def test_classes_may_be_more_than_the_data_shows():
-    z, frame = hands((5, 0, 0, 0))
-    alone = zero_shot(WordEncoder(), z, frame, TEMPLATES, bootstrap=100)
-    assert (alone["classes"], alone["chance"]) == (["dorsal_r"], 1.0)
-    among = zero_shot(WordEncoder(), z, frame, TEMPLATES, classes=CHAIN, bootstrap=100)
-    assert among["chance"] == 1 / 4
-    assert among["per_class"] == {"dorsal_r": 1.0}
+def test_the_answer_is_one_of_four_however_few_the_data_shows():
+    z, frame = hands((5, 0, 0, 0), wrong=2)
+    among = zero_shot(WordEncoder(), z, frame, TEMPLATES, bootstrap=100)
+    assert (among["classes"], among["chance"]) == (CHAIN, 1 / 4)
+    assert among["ensemble"]["accuracy"] == pytest.approx(3 / 5)
+    assert among["per_class"] == {"dorsal_r": pytest.approx(3 / 5)}
     assert np.array(among["confusion"]).shape == (4, 4)
+
+
+def test_where_only_the_surface_is_known_only_the_surface_is_asked():
+    z, frame = hands((3, 3, 2, 0), wrong=1)
+    frame["aspect"] = frame["aspect"].replace({"dorsal_r": "dorsal", "dorsal_l": "dorsal"})
+    result = zero_shot(WordEncoder(), z, frame, TEMPLATES, bootstrap=100)
+    assert (result["classes"], result["chance"]) == (["dorsal", "palmar"], 1 / 2)
+    assert result["confusion"] == [[5, 1], [0, 2]]
+    assert result["ensemble"]["accuracy"] == pytest.approx(7 / 8)
+
+
+def test_photographs_of_an_unknown_aspect_are_left_out():
+    z, frame = hands(wrong=2)
+    known = zero_shot(WordEncoder(), z, frame, TEMPLATES, bootstrap=100)
+    more = pd.concat([frame, frame[:4].assign(aspect="hand")])
+    z_more = np.concatenate([z, -z[:4]])
+    assert zero_shot(WordEncoder(), z_more, more, TEMPLATES, bootstrap=100) == known
+    assert zero_shot(WordEncoder(), z, frame.assign(aspect="hand"), TEMPLATES) is None
 
 
 def test_class_vectors_average_normalised_outputs():
@@ -146,10 +163,14 @@ def test_bad_input_is_refused():
     ask = WordEncoder()
     with pytest.raises(ValueError, match="unknown aspect 'thumb'"):
         zero_shot(ask, z, frame.replace("dorsal_r", "thumb"), TEMPLATES)
+    phrases = {aspect: ["right"] for aspect in CHAIN[:3]}
     with pytest.raises(ValueError, match="'palmar_l' is none of the classes"):
-        zero_shot(ask, z, frame, TEMPLATES, classes=CHAIN[:3])
-    with pytest.raises(ValueError, match="19 image features for 20 labels"):
+        classify_by_text(ask, z, frame["aspect"], frame["pid"], phrases, TEMPLATES)
+    with pytest.raises(ValueError, match="19 image features for 20 photographs"):
         zero_shot(ask, z[1:], frame, TEMPLATES)
+    with pytest.raises(ValueError, match="19 image features for 20 labels"):
+        every = dict.fromkeys(CHAIN, ["right"])
+        classify_by_text(ask, z[1:], frame["aspect"], frame["pid"], every, TEMPLATES)
     with pytest.raises(ValueError, match="image feature 2 "):
         zero_shot(ask, np.where(np.arange(20)[:, None] == 2, 0, z), frame, TEMPLATES)
     with pytest.raises(ValueError, match="4 dimensions, images 3"):
@@ -159,4 +180,4 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="at least one template"):
         zero_shot(ask, z, frame, [])
     with pytest.raises(ValueError, match="no photographs"):
-        zero_shot(ask, z[:0], frame[:0], TEMPLATES, classes=CHAIN)
+        classify_by_text(ask, z[:0], [], [], phrases, TEMPLATES)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from handclip_lib.aspects import ASPECTS
+from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.evaluate.statistics import person_bootstrap
 
 
@@ -26,25 +26,35 @@ def zero_shot(
     proj: npt.NDArray[np.floating],
     frame: pd.DataFrame,
     templates: Sequence[str],
-    classes: Sequence[str] | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Aspect of each photograph by its nearest prompt, with the words of `aspects.ASPECTS`.
 
     proj: (N, E) joint-space image features of any length; frame: N rows in the same order with
-    columns `aspect` and `pid`: rows of a table (a manifest's draws repeat photographs). classes:
-    aspects to choose from, by default those in the data. Result as `classify_by_text`.
+    columns `aspect` and `pid`: rows of a table (a manifest's draws repeat photographs). The answer
+    is one of the four aspects, however many the data shows; where photographs are `dorsal` (it is
+    not known of which hand) one of the surfaces, dorsal or palmar. Photographs of an unknown aspect
+    (`hand`) are left out; None when no others are there. Result as `classify_by_text`.
     """
-    present = set(frame["aspect"])
-    if classes is None:
-        classes = [a for a in ASPECTS if a in present]
-    unknown = sorted((present | set(classes)) - set(ASPECTS))
+    unknown = sorted(set(frame["aspect"]) - set(ASPECTS))
     if unknown:
         raise ValueError(f"unknown aspect '{unknown[0]}'; one of {', '.join(ASPECTS)}")
-    phrases = {a: ASPECTS[a].words for a in classes}
+    if len(proj) != len(frame):
+        raise ValueError(f"{len(proj)} image features for {len(frame)} photographs")
+    told = (frame["aspect"] != "hand").to_numpy()
+    if not told.any():
+        return None
+    labels, persons = frame.loc[told, "aspect"], frame.loc[told, "pid"]
+    phrases: dict[str, tuple[str, ...]] = {a: ASPECTS[a].words for a in CHAIN}
+    if (labels == "dorsal").any():
+        labels = labels.str.partition("_")[0]
+        phrases = {
+            surface: tuple(w for a in CHAIN if a.startswith(surface) for w in ASPECTS[a].words)
+            for surface in ("dorsal", "palmar")
+        }
     return classify_by_text(
-        encoder, proj, frame["aspect"], frame["pid"], phrases, templates, bootstrap, seed
+        encoder, proj[told], labels, persons, phrases, templates, bootstrap, seed
     )
 
 
