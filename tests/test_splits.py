@@ -375,10 +375,14 @@ def test_an_aspect_that_cannot_be_split_is_left_out_aloud(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     table = hands()
-    few = table[(table["aspect"] != "palmar_r") | (table["pid"] < 11)]
+    first = table["pid"].min()
+    few = table[(table["aspect"] != "palmar_r") | (table["pid"] == first)]
     manifests = splits.all_aspects(params.load(study="11k_vitb16"), few, "published")
     assert list(manifests) == ["dorsal_r", "dorsal_l", "palmar_l"]
-    assert "palmar_r is left out: palmar_r: 1 training and 1 test" in capsys.readouterr().out
+    assert (
+        "palmar_r is left out: palmar_r: 1 training persons, and 0 of 0 test"
+        in capsys.readouterr().out
+    )
 
 
 def test_photographs_with_accessories_are_dropped() -> None:
@@ -439,14 +443,11 @@ def test_a_bad_request_is_refused(change: dict[str, object], message: str) -> No
 
 
 def test_a_bad_table_is_refused() -> None:
-    table = hands(persons=3, aspects=["hand"]).assign(accessories=0)
-    with pytest.raises(SplitError, match=r"2 training and 1 test persons; two of each"):
-        make_manifest(table, "hand")
     table = hands(aspects=["hand"]).assign(accessories=0)
-    single = table[~(table["pid"].isin(sorted(set(table["pid"]))[:-1]) & table.duplicated("pid"))]
-    for left, asked in ((table.drop_duplicates("pid"), 0), (single, 1)):
-        with pytest.raises(TooFew, match=rf"{asked} of \d+ test persons can be asked for"):
-            make_manifest(left, "hand")
+    with pytest.raises(TooFew, match=r"0 of \d+ test persons can be asked for"):
+        make_manifest(table.drop_duplicates("pid"), "hand")
+    with pytest.raises(TooFew, match="0 of 0 test persons"):
+        make_manifest(hands(persons=1, aspects=["hand"]).assign(accessories=0), "hand")
     with pytest.raises(SplitError, match=r"image .*0000\.jpg is in the table twice"):
         make_manifest(pd.concat([table, table[:1]]), "hand")
     with pytest.raises(SplitError, match=r"of one data set, not of 11k, own"):
@@ -713,3 +714,13 @@ def test_a_legacy_tree_is_taken_as_it_is_or_not_at_all() -> None:
     made = splits.manifest_for(p, hands())
     expected = make_manifest(hands(), "dorsal_r", split_seed=3, draws=2)
     assert files.sha256(made) == files.sha256(expected)
+
+
+def test_a_run_needs_two_persons_to_ask_for_and_a_manifest_one() -> None:
+    table = hands(aspects=["hand"]).assign(accessories=0)
+    others = sorted(set(table["pid"]))[:-1]
+    single = table[~(table["pid"].isin(others) & table.duplicated("pid"))]
+    assert part(make_manifest(single, "hand"), "query")["pid"].nunique() == 1
+    p = params.load("hand", "smoke", overrides={"split": {"select": "none", "mode": "published"}})
+    with pytest.raises(TooFew, match="1 test person has two images"):
+        splits.manifest_for(p, single)

@@ -84,10 +84,25 @@ def make_manifest(
 
 
 def manifest_for(p: Params, table: pd.DataFrame) -> pd.DataFrame:
-    """The manifest that `p.split` asks for, of `p.aspect`."""
+    """The manifest that `p.split` asks for, of `p.aspect`.
+
+    Raises TooFew where fewer than two persons are asked for: an interval over persons needs two.
+    """
     split = p.split
-    if not split.legacy_tree:
-        return make_manifest(table, p.aspect, split.mode, split.seed, split.draws, split.select)
+    if split.legacy_tree:
+        manifest = _imported(p, table)
+    else:
+        manifest = make_manifest(table, p.aspect, split.mode, split.seed, split.draws, split.select)
+    asked = manifest.loc[manifest["split"] == "query", "pid"].nunique()
+    if asked < 2:
+        raise TooFew(
+            f"{p.aspect}: {asked} test person has two images or more; two such persons are needed"
+        )
+    return manifest
+
+
+def _imported(p: Params, table: pd.DataFrame) -> pd.DataFrame:
+    split = p.split
     if split.mode != "published" or split.select != "none":
         raise SplitError(
             "split.legacy_tree is taken as it is: it needs split.mode published and"
@@ -240,16 +255,11 @@ def _no_aspect(aspect: str, hands: Iterable[str]) -> str:
 
 
 def _check_sizes(aspect: str, train: set[int], test: set[int], mine: _Images) -> None:
-    if min(len(train), len(test)) < 2:
-        raise TooFew(
-            f"{aspect}: {len(train)} training and {len(test)} test persons; two of each are needed"
-            f" (the data has {len(mine)} persons of this aspect)"
-        )
     asked = sum(len(mine[pid]) > 1 for pid in test)
-    if asked < 2:
+    if not train or not asked:
         raise TooFew(
-            f"{aspect}: {asked} of {len(test)} test persons can be asked for, having two images or"
-            " more; two such persons are needed"
+            f"{aspect}: {len(train)} training persons, and {asked} of {len(test)} test persons can"
+            f" be asked for, having two images or more (the data has {len(mine)} persons of it)"
         )
 
 
