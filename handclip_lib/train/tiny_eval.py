@@ -25,7 +25,7 @@ def accuracy(
     for attribute in ("aspect", *CLASSES):
         phrases, templates = question(attribute)
         truth = 2 * rows[:, 0] + rows[:, 1] if attribute == "aspect" else _column(rows, attribute)
-        seen = truth >= 0
+        seen = (truth >= 0) & (truth < len(phrases))
         labels = np.array(list(phrases))[truth[seen]]
         told = classify_by_text(encoder, proj[seen], labels, persons[seen], phrases, templates)
         found[attribute] = told["ensemble"] | {"majority": told["majority"], "n": told["images"]}
