@@ -28,7 +28,7 @@ class Setting:
 
     tower: str = "tiny_rn"
     start: str = "tiny"
-    minutes: float = 20.0
+    minutes: float = 25.0
     batch: int = 64
     lr: float = 2e-3
     scale: float = 16.0  # of the cosines before the softmax
