@@ -12,10 +12,13 @@ RUNS := -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3
 PYTHON := $(shell for p in python3.11 python3.12 python3 python; do \
 	if $$p $(RUNS) >/dev/null 2>&1; then $$p -c 'import sys; print(sys._base_executable)'; break; fi; done)
 
-# Without an NVIDIA GPU, PyPI's torch for Linux would bring gigabytes of CUDA libraries.
+# Without an NVIDIA GPU, PyPI's torch for Linux would bring gigabytes of CUDA libraries. The index
+# of CPU builds is asked only where it answers; pip would try again and again, and say so.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 ifeq ($(origin TORCH_INDEX), undefined)
 TORCH_INDEX = $(shell [ "$$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1 || \
-	echo https://download.pytorch.org/whl/cpu)
+	$(PYTHON) -c 'from urllib.request import urlopen; urlopen("$(CPU_INDEX)/", timeout=5)' \
+	>/dev/null 2>&1 && echo $(CPU_INDEX))
 endif
 
 # The stamp's name is the hash of all that decides what is in .venv.
@@ -44,7 +47,7 @@ $(STAMP):
 		$(PYTHON) -m pip --python $(BIN)/python install -qq pip; }
 	@# First torch alone: the extra index is asked for these two and never for another package.
 	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt torch torchvision \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
+		$(addprefix --extra-index-url ,$(TORCH_INDEX))
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip check -q
 	@touch $@

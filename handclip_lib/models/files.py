@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
+from handclip_lib.data.atomic import write_whole
 from handclip_lib.models.weights import CONFIG, WEIGHTS, WeightsError
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def _write(encoder: "Encoder", folder: Path, dtype: torch.dtype) -> None:
     }
     quick = json.dumps(encoder.quick_gelu)
     contiguous = {name: value.clone().contiguous() for name, value in state.items()}
-    save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt", "quick_gelu": quick})
+    metadata = {"format": "pt", "quick_gelu": quick}
+    write_whole(folder / WEIGHTS, save(contiguous, metadata=metadata))
 
 
 def _facts(path: Path) -> tuple[int | None, bool | None]:
