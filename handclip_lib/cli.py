@@ -118,13 +118,14 @@ def _demo_data(asked: argparse.Namespace) -> int:
     from handclip_lib.data.drawn.dataset import draw_dataset
 
     drawn = load(study=DEMO).data
-    draw_dataset(
+    root = draw_dataset(
         resolve(asked.root or drawn.root),
         persons=drawn.drawn.persons if asked.persons is None else asked.persons,
         seed=drawn.drawn.seed if asked.seed is None else asked.seed,
         shots=tuple(asked.shots or drawn.drawn.shots),
         workers=asked.workers,
     )
+    print(f"drawn hands: {root}")
     return 0
 
 

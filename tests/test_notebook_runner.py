@@ -142,15 +142,30 @@ def test_failing_cell_is_named_and_kept(tmp_path, reports):
     assert not (folder / "metrics.json").exists() and not (folder / "report.html").exists()
 
 
-def test_nothing_of_an_earlier_run_outlives_a_failure(tmp_path, reports):
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_failure_is_no_success_and_costs_no_earlier_result(tmp_path, reports, killed, capsys):
+    folder = reports / "smoke" / "seed0" / "dorsal_r" / "toy"
+    earlier = folder / ".earlier" if killed else folder  # a killed run left it aside
+    (earlier / "figures").mkdir(parents=True)
+    names = ("metrics.json", "report.html", "report.ipynb", "figures/old.png")
+    for name in names:
+        (earlier / name).write_text("{}")
+    with pytest.raises(RunFailed, match=r"wrote no metrics\.json"):
+        run_notebook(_toy(tmp_path, "print('failing', aspect)"), {"study": "smoke"})
+    assert [(folder / name).read_text() for name in names] == ["{}"] * len(names)
+    assert "failing" in (folder / "failed.ipynb").read_text()
+    assert not (folder / ".earlier").exists()
+    assert "the earlier result is kept" in capsys.readouterr().out
+
+
+def test_a_success_replaces_an_earlier_result_whole(tmp_path, reports):
     folder = reports / "smoke" / "seed0" / "dorsal_r" / "toy"
     (folder / "figures").mkdir(parents=True)
-    old = [folder / name for name in ("metrics.json", "report.html", "figures/old.png")]
-    for path in old:
-        path.write_text("{}")
-    with pytest.raises(RunFailed, match=r"wrote no metrics\.json"):
-        run_notebook(_toy(tmp_path, "print(aspect)"), {"study": "smoke"})
-    assert not [path for path in old if path.exists()]
+    for name in ("metrics.json", "figures/old.png"):
+        (folder / name).write_text("{}")
+    run_notebook(_toy(tmp_path, OPEN, SAVE), {"study": "smoke"})
+    assert read_json(folder / "metrics.json")["data"]
+    assert not (folder / "figures" / "old.png").exists() and not (folder / ".earlier").exists()
 
 
 def test_dead_kernel_is_a_failure(tmp_path, reports):

@@ -20,6 +20,7 @@ from handclip_lib.params import ROOT, ParamError, load
 from handclip_lib.report import study
 from handclip_lib.report.charts import interval_chart
 from handclip_lib.report.index import write_index
+from handclip_lib.report.page import banner
 from handclip_lib.report.runs import open_run, run_folder
 from handclip_lib.report.stamp import library_sha256
 
@@ -313,3 +314,10 @@ def test_a_broken_metrics_file_is_named():
     (folder / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match=r"metrics\.json is not valid JSON"):
         write_index(load(study="smoke"))
+
+
+def test_the_banner_names_toys_on_photographs_and_drawings_everywhere():
+    drawn = banner("drawn hands (demonstration)", ["tiny"])
+    assert "say nothing about real ones" in drawn and "CLIP" not in drawn
+    assert "say nothing about CLIP" in banner("11k Hands", ["tiny", "RN50-quickgelu"])
+    assert "nothing" not in banner("own hands: redrawn", ["RN50-quickgelu"])

@@ -484,3 +484,24 @@ def test_drawing_over_real_photographs_is_refused(tmp_path: Path) -> None:
     root = make_11k(tmp_path)
     with pytest.raises(ValueError, match="holds no drawn hands"):
         tables.read(study("drawn", root))
+
+
+@pytest.mark.parametrize("names", [("anna", "ANNA"), ("1", "01x", "1.0"), ("x2", "2", "2.0")])
+def test_own_persons_spelt_two_ways_are_a_problem(tmp_path: Path, names: tuple[str, ...]) -> None:
+    rows = "".join(f"{i}.jpg,{name}\n" for i, name in enumerate(names))
+    (tmp_path / "mine.csv").write_text("image,pid\n" + rows)
+    with pytest.raises(TableError, match="look like one person: write them alike"):
+        read_own(tmp_path / "mine.csv", check_files=False)
+
+
+def test_own_persons_are_one_however_their_letters_are_composed(tmp_path: Path) -> None:
+    text = "image,pid\n1.jpg,Zo\u00eb\n2.jpg,Zoe\u0308\n3.jpg,Ben\n"
+    (tmp_path / "mine.csv").write_text(text, encoding="utf-8")
+    assert read_own(tmp_path / "mine.csv", check_files=False)["pid"].nunique() == 2
+
+
+def test_a_picture_of_a_type_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna" / "phone.heic").write_bytes(b"ftypheic")
+    with pytest.raises(TableError, match=r"anna/phone\.heic"):
+        read_own(tmp_path)

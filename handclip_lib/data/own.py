@@ -2,7 +2,9 @@
 
 import os
 import posixpath
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from handclip_lib.data.check import (
 from handclip_lib.schema import did_you_mean
 
 LARGEST_PID = 9_999_999  # the distractors of gallery_all lie above
+_UNREAD = {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # cameras' own formats
 _FLAGS = ("accessories", "distractor")  # 1: left out of a split; 1: only ever in the gallery
 
 
@@ -102,7 +105,7 @@ def _from_folder(root: Path) -> _Read:
 
 def _photographs(root: Path) -> Iterator[str]:
     """Paths with a picture's suffix under root, folders included, sorted; hidden ones left out."""
-    suffixes = image_suffixes()
+    suffixes = image_suffixes() | _UNREAD  # the check of the files says what cannot be read
     found = []
     for folder, inner, files in os.walk(root, followlinks=True):
         here = Path(folder).relative_to(root)
@@ -125,20 +128,36 @@ def _relative(image: str, root: Path) -> str:
 
 def _number_persons(rows: list[dict[str, Any]]) -> list[str]:
     """Turn every row's `pid` from text to a number, in place; returns the problems."""
+    for row in rows:
+        row["pid"] = unicodedata.normalize("NFC", row["pid"])  # macOS writes ü as two letters
     names = sorted({row["pid"] for row in rows})
     numeric = all(n.isascii() and n.isdecimal() for n in names)
     if not numeric or any(int(n) > LARGEST_PID for n in names):
         taken = any("name" in row for row in rows)
+        alike = _alike(names)
         number = {name: i for i, name in enumerate(names)}
         for row in rows:
             row["name"] = row["pid"]
             row["pid"] = number[row["name"]]
-        return [_taken("name")] if taken else []
+        return alike + ([_taken("name")] if taken else [])
     written: dict[int, str] = {}
     twice = [n for n in names if written.setdefault(int(n), n) != n]
     for row in rows:
         row["pid"] = int(row["pid"])
     return [f"persons '{written[int(n)]}' and '{n}' have the same number" for n in twice]
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """A problem for each two names that a person may be written by: anna and ANNA, 1 and 01."""
+    seen: dict[str, str] = {}
+    problems = []
+    for name in names:
+        plain = name.casefold()
+        if re.fullmatch(r"[0-9]+(\.0*)?", plain):
+            plain = str(int(plain.partition(".")[0]))
+        if seen.setdefault(plain, name) != name:
+            problems.append(f"'{seen[plain]}' and '{name}' look like one person: write them alike")
+    return problems
 
 
 def _number_columns(rows: list[dict[str, Any]]) -> list[str]:

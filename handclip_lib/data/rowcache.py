@@ -100,7 +100,10 @@ class RowCache:
 
     def _mapped(self, field: str) -> np.ndarray:
         shape, dtype = self.fields[field]
-        return np.memmap(self._data(field), dtype=dtype, mode="r", shape=(self.rows, *shape))
+        try:
+            return np.memmap(self._data(field), dtype=dtype, mode="r", shape=(self.rows, *shape))
+        except ValueError as error:
+            raise CacheError(f"{self._data(field)} is damaged; delete {self.folder}") from error
 
     def _check_writable(self) -> None:
         try:

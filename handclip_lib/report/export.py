@@ -35,7 +35,7 @@ def export_html(folder: Path, p: Params) -> Path:
     body = (
         f'<p class="over"><a href="{html.escape(top.as_posix())}">study {html.escape(p.study)}</a>'
         f" · {html.escape(ASPECTS[p.aspect].title)} · {html.escape(seed)}</p>"
-        f"<h1>{html.escape(heading)}</h1>{banner(metrics['data'])}"
+        f"<h1>{html.escape(heading)}</h1>{banner(metrics['data'], metrics['variants'])}"
         f"{_body(notebook)}<footer>{facts(provenance(stamp))}</footer>"
     )
     report = folder / "report.html"

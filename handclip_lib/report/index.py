@@ -104,11 +104,12 @@ def _head(study: str, experiment: str, titles: list[str], runs: list[Finished]) 
     aspects = list(dict.fromkeys(_aspect(run.metrics["aspect"]) for run in runs))
     seeds = len({run.metrics["seed"] for run in runs})
     told = f" · {html.escape(experiment)}" if experiment else ""
+    variants = [name for run in runs for name in run.metrics["variants"]]
     counts = f"{len(runs)} finished runs, {seeds} seed{'s' if seeds > 1 else ''}"
     return (
         f'<p class="over">HandCLIP · study {html.escape(study)}{told}</p>'
         f"<h1>{html.escape(', '.join(titles))}</h1>"
-        + "".join(banner(title) for title in titles)
+        + "".join(banner(title, variants) for title in titles)
         + f'<p class="soft">{counts}: {html.escape(", ".join(aspects))}. Who is this hand? Each '
         "query is ranked against a gallery with one photograph of each person; rank-1 is how often "
         "the right person comes first.</p>"

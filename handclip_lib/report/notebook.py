@@ -31,7 +31,7 @@ from papermill.exceptions import PapermillExecutionError
 from handclip_lib.params import ROOT, ParamError, load, own_aspect, study_path
 from handclip_lib.report.export import export_html
 from handclip_lib.report.index import write_index
-from handclip_lib.report.runs import check_tag, open_run
+from handclip_lib.report.runs import check_tag, open_run, replacing
 from handclip_lib.schema import did_you_mean
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -61,7 +61,7 @@ def run_notebook(
     overrides are checked by `params.load` first. A relative study path counts from the caller's
     folder. `say` gets a line a cell; index: renew the study's index.html afterwards. Raises
     ParamError or FileNotFoundError before the kernel starts, RunFailed after; the executed
-    notebook is kept as report.ipynb either way.
+    notebook is kept as report.ipynb either way, or as failed.ipynb beside an earlier result.
     """
     path = find_notebook(notebook)
     cells = _read(path)
@@ -71,9 +71,8 @@ def run_notebook(
     check_tag(p, told.get("study", p.study))
     folder = open_run(path.stem, p).folder
     started = time.monotonic()
-    with _alone(folder):
+    with _alone(folder), replacing(folder, say):
         say(f"{path.stem} · {p.study} · {p.aspect} · seed {p.seed}{f' · {p.tag}' if p.tag else ''}")
-        _clear(folder)
         _execute(path, cells, told, folder / "report.ipynb", say)
         if not (folder / "metrics.json").is_file():
             raise RunFailed(
@@ -119,12 +118,6 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from None
     with held:
         yield
-
-
-def _clear(folder: Path) -> None:
-    """Remove an earlier run's results, so that a failure can't be taken for a success."""
-    for path in (folder / "metrics.json", folder / "report.html", *folder.glob("figures/*.png")):
-        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> NotebookNode:

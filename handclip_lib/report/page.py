@@ -1,6 +1,7 @@
 """The look of every page: one style sheet for screen, phone and paper, nothing from outside."""
 
 import html
+from collections.abc import Iterable
 from typing import Any
 
 CSS = """
@@ -64,13 +65,24 @@ def page(title: str, body: str) -> str:
     )
 
 
-def banner(data: str) -> str:
-    """What data it is, said before any number; drawn hands are said to prove nothing."""
+TOYS = {"tiny", "tiny_rn"}  # towers that have seen drawn hands only
+
+
+def banner(data: str, variants: Iterable[str]) -> str:
+    """What data it is, said before any number: drawings prove nothing, nor do towers that saw them.
+
+    variants: the names in metrics.json, which are the towers'.
+    """
     text = f"<strong>Data: {html.escape(data)}.</strong>"
-    if "drawn" in data:
+    if data.startswith("drawn hands"):
         text += (
             " These hands are drawn by a program, to show that everything runs."
             " Figures from drawn hands say nothing about real ones."
+        )
+    elif TOYS & set(variants):
+        text += (
+            " The towers tiny and tiny_rn were trained on drawn hands, to show that everything"
+            " runs: their figures say nothing about CLIP."
         )
     return f'<p class="banner">{text}</p>'
 

@@ -7,8 +7,10 @@ figures/*.png, stamp.json and, written last, metrics.json: a folder without it d
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ from handclip_lib.report.stamp import library_sha256, stamp
 from handclip_lib.schema import Params, leaves
 
 HEADER = ("notebook", "study", "aspect", "seed", "tag")
+_RESULTS = (
+    *("stamp.json", "manifest.csv", "manifest.sha256"),
+    *("figures", "report.ipynb", "report.html"),
+)
 _OWN_FOLDERS = ("figures", "checkpoints")  # a tag of that name would lie inside another run
 
 
@@ -114,6 +120,45 @@ def check_tag(p: Params, study: str) -> None:
             + "\nname the run: --tag NAME (papermill: -p tag NAME); a study file of your own"
             " needs a name that params/ doesn't have"
         )
+
+
+@contextmanager
+def replacing(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Put an earlier result aside while a run makes a new one; give it back if that fails.
+
+    So a failure is never taken for a success, and never costs a result. The failed run's notebook
+    is failed.ipynb then. After a kill the next run finds the earlier result in `.earlier/`.
+    """
+    earlier = folder / ".earlier"
+    if earlier.is_dir() and not (folder / "metrics.json").is_file():
+        _give_back(folder, earlier)  # the run before was killed
+    elif earlier.is_dir():
+        shutil.rmtree(earlier)
+    finished = (folder / "metrics.json").is_file()
+    if finished:
+        earlier.mkdir()
+        for name in ("metrics.json", *_RESULTS):  # without metrics.json it is unfinished
+            if (folder / name).exists():
+                (folder / name).rename(earlier / name)
+    try:
+        yield
+    except BaseException:
+        if finished:
+            _give_back(folder, earlier)
+            say("the earlier result is kept; the failed notebook is failed.ipynb beside it")
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _give_back(folder: Path, earlier: Path) -> None:
+    if (folder / "report.ipynb").is_file():
+        (folder / "report.ipynb").replace(folder / "failed.ipynb")
+    for name in (*_RESULTS, "metrics.json"):
+        if (earlier / name).exists():
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            (earlier / name).replace(folder / name)
+    earlier.rmdir()
 
 
 def reports_root(p: Params) -> Path:

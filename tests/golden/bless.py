@@ -27,6 +27,7 @@ def bless(name: str) -> Path:
         book = nbformat.read(done, as_version=4)
     book.metadata.pop("papermill", None)
     for cell in book.cells:
+        cell.source = cell.source.rstrip()  # papermill's own cell ends in an empty line
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code" and CHECK not in cell.metadata.get("tags", []):
             cell.outputs = []
