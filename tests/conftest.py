@@ -36,7 +36,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Caches and run folders of this session lie in a temporary folder, also for subprocesses."""
+    """Caches and run folders of this test run lie in a temporary folder, also for subprocesses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HANDCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HANDCLIP_REPORTS", str(tmp_path_factory.mktemp("reports")))
