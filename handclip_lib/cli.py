@@ -162,7 +162,7 @@ def _export_tree(asked: argparse.Namespace) -> int:
 
 
 _STUDY = (("study",), {"metavar": "STUDY", "help": "a file in params/, or a path to a YAML"})
-_ASPECT = {"choices": list(ASPECTS), "metavar": "ASPECT"}
+_ASPECT = {"metavar": "ASPECT"}  # `load` checks it, with a suggestion
 _ASPECTS = (("--aspects",), _ASPECT | {"nargs": "+", "help": f"e.g. {' '.join(CHAIN)}"})
 _CORES = (("--cores",), {"type": int, "metavar": "N", "help": "runs at a time"})
 _FORCE_WORDS = (

@@ -367,7 +367,7 @@ def test_own_absolute_paths_become_relative(tmp_path: Path) -> None:
         ("image,pid\na.jpg,7\nb.jpg,007\n", r"persons '007' and '7' have the same number"),
         ("image,pid,accessories\na.jpg,7,ring\n", r"column 'accessories' must be 0 or 1.*'ring'"),
         ("image,pid\na.jpg,1\nc.jpg,1\nd.jpg,1\n", r"row 3: c\.jpg is missing\n.*row 4: d\.jpg"),
-        ("image,pid\n", r"no photographs in it"),
+        ("image,pid\n", r"has no rows"),
         ("image,pid,name\na.jpg,ann,Ann A.\n", r"column 'name' is ours .*rename it"),
         ("image,pid,dataset\na.jpg,7,lab\n", r"mine\.csv: column 'dataset' is ours .*rename it"),
     ],
@@ -395,7 +395,7 @@ def test_own_folder_for_each_person(tmp_path: Path, layout: str) -> None:
 
 
 def test_own_folder_faults_are_named(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"no photographs in it; expected <person>/<photograph>"):
+    with pytest.raises(TableError, match=r"holds no photographs; expected <person>/<photograph>"):
         read_own(tmp_path)
     photograph(tmp_path / "loose.jpg")
     photograph(tmp_path / "ann" / "deep" / "a.jpg")

@@ -56,8 +56,11 @@ def read_own(path: str | Path, check_files: bool = True) -> pd.DataFrame:
         problems += check_images(root, list(zip(where, (r["image"] for r in rows), strict=True)))
     name = path.stem if a_csv else path.name
     title = f"own hands: {name} ({sample(rows)})"
-    if not (rows or problems or a_csv):
-        raise TableError(f"{root}: no photographs in it; expected <person>/<photograph>")
+    if not (rows or problems):
+        expected = (
+            "has no rows" if a_csv else "holds no photographs; expected <person>/<photograph>"
+        )
+        raise TableError(f"{path} {expected}")
     read_as = f", read as own: {name}"
     return finish(rows, root if not problems else path, title, problems, read_as)
 
