@@ -143,7 +143,7 @@ def _accelerator() -> Finding:
     if shutil.which("nvidia-smi"):
         fact = f"nvidia-smi is here, but torch {torch.__version__} does not see a GPU"
         return Finding(ABSENT, "GPU", fact, "make clean && make install TORCH_INDEX=")
-    return Finding(ABSENT, "GPU", "none: the demo takes minutes, ViT-B/16 hours")
+    return Finding(ABSENT, "GPU", "none: the demo needs none, ViT-B/16 wants one")
 
 
 def _processor() -> tuple[str, set[str]]:
