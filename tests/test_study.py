@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from handclip_lib.params import ROOT, ParamError, load
 from handclip_lib.report import study
 from handclip_lib.report.charts import interval_chart
-from handclip_lib.report.index import write_index
+from handclip_lib.report.index import finished_runs, write_index
 from handclip_lib.report.page import banner
 from handclip_lib.report.runs import open_run, run_folder
 from handclip_lib.report.stamp import library_sha256
@@ -321,3 +321,10 @@ def test_the_banner_names_toys_on_photographs_and_drawings_everywhere():
     assert "say nothing about real ones" in drawn and "CLIP" not in drawn
     assert "say nothing about CLIP" in banner("11k Hands", ["tiny", "RN50-quickgelu"])
     assert "nothing" not in banner("own hands: redrawn", ["RN50-quickgelu"])
+
+
+def test_what_a_killed_run_left_aside_is_no_run(tmp_path, reports):
+    folder = _finished(tmp_path)
+    shutil.copytree(folder, tmp_path / "aside")
+    (tmp_path / "aside").rename(folder / ".earlier")
+    assert [run.folder for run in finished_runs(reports / "smoke")] == [folder]

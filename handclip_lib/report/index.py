@@ -73,6 +73,7 @@ def write_index(p: Params) -> Path:
 def finished_runs(root: Path) -> list[Finished]:
     """The finished runs of a study's folder, by notebook, aspect, seed and tag."""
     paths = [*root.glob("seed*/*/*/metrics.json"), *root.glob("seed*/*/*/*/metrics.json")]
+    paths = [f for f in paths if not f.parent.name.startswith(".")]  # put aside by a re-run
     runs = [Finished(f.parent, read_json(f), read_json(f.with_name("stamp.json"))) for f in paths]
     order = list(ASPECTS)
 
