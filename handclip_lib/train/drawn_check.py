@@ -24,8 +24,8 @@ from handclip_lib.device import make_fabric
 from handclip_lib.evaluate import protocol
 from handclip_lib.evaluate.embed import embed, retrieval_features
 from handclip_lib.models.clip import Encoder, load_encoder
-from handclip_lib.train.pool import is_deep, open_pool
-from handclip_lib.train.probe import Setting, train_probe
+from handclip_lib.train.pool import PERSONS, is_deep, open_pool
+from handclip_lib.train.probe import TAUGHT, Setting, train_probe
 from handclip_lib.train.tiny_model import fast_fabric
 
 _Array = npt.NDArray[np.floating]
@@ -119,7 +119,7 @@ def report(setting: Setting, persons: int, workers: int) -> str:
         features[f"{name} as shipped"] = _network(load_encoder(name, fit="hand"), table, fabric)
     trained = train_probe(setting, open_pool(persons, workers), fast_fabric())
     begun = {"tiny": "its shipped weights", "random": "random weights"}[setting.start]
-    others = sum(is_deep(k) for k in range(persons))
+    others = min(TAUGHT, sum(is_deep(k) for k in range(persons)))
     told = f"{setting.tower}, begun from {begun}, taught the hands of {others} other persons"
     features[told] = _network(trained, table, fabric)
     rows = [["feature", *CHAIN, "wanted"]]
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tower", choices=("tiny", "tiny_rn"), default=usual.tower)
     parser.add_argument("--start", choices=("tiny", "random"), default=usual.start)
     parser.add_argument("--minutes", type=float, default=usual.minutes)
-    parser.add_argument("--persons", type=int, default=1000, help="of the pool; 3 in 10 train it")
+    parser.add_argument("--persons", type=int, default=PERSONS, help="of the pool; 300 train it")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     told = parser.parse_args(argv)
     print(report(Setting(told.tower, told.start, told.minutes), told.persons, told.workers))

@@ -22,6 +22,7 @@ from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.params import cache_dir
 from handclip_lib.train.captions import codes
 
+PERSONS = 1040  # 1,000 train, 40 judge the settings
 SET = "pretrain"  # its persons are nobody else's: see `check_disjoint`
 SIZE = 144  # pixels: larger than any tower's, so that augmentation may crop and turn
 FRAME = (400, 300)  # pixels the hand is drawn at, 4:3; the crop shrinks it to SIZE anyway

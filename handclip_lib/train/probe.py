@@ -19,6 +19,7 @@ from handclip_lib.params import cache_dir
 from handclip_lib.train.pool import Pool, is_deep
 from handclip_lib.train.tiny_model import augment
 
+TAUGHT = 300  # persons whose hands the probe learns, at most
 SAVE_EVERY = 60.0  # seconds
 
 
@@ -59,7 +60,7 @@ class ProbeTrainer:
     def __init__(self, setting: Setting, pool: Pool, fabric: lf.Fabric) -> None:
         torch.manual_seed(setting.seed)
         self.setting, self.pool, self.fabric = setting, pool, fabric
-        persons = np.array([k for k in np.unique(pool.person) if is_deep(int(k))])
+        persons = np.array([k for k in np.unique(pool.person) if is_deep(int(k))][:TAUGHT])
         self.rows = pool.rows(persons)
         hands = 4 * pool.person[self.rows] + pool.aspect[self.rows]
         self.labels = np.unique(hands, return_inverse=True)[1]

@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from handclip_lib.models.files import save_local_dir
 from handclip_lib.params import ROOT, cache_dir
 from handclip_lib.train.captions import caption, true_of
-from handclip_lib.train.pool import Pool, open_pool
+from handclip_lib.train.pool import PERSONS, Pool, open_pool
 from handclip_lib.train.tiny_eval import accuracy, report
 from handclip_lib.train.tiny_model import (
     NAMES,
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train (`--tower vit|rn|both`) or, with `--evaluate`, print the README's table."""
     parser = argparse.ArgumentParser(prog="python -m handclip_lib.train.tiny", description=__doc__)
     parser.add_argument("--tower", choices=("vit", "rn", "both"), default="both")
-    parser.add_argument("--persons", type=int, default=1000, help="drawn persons of the pool")
+    parser.add_argument("--persons", type=int, default=PERSONS, help="drawn persons of the pool")
     parser.add_argument("--minutes", type=float, default=50.0, help="training time of a tower")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     parser.add_argument("--out", type=Path, default=OUT, help="where tiny/ and tiny_rn/ go")
