@@ -273,7 +273,6 @@ def test_a_file_does_not_get_a_guess_of_its_mean_and_std(tmp_path):
 @pytest.mark.parametrize(
     ("model", "pretrained", "error", "says"),
     [
-        ("ViT-B-16", None, weights.WeightsError, "openai, .*'random'"),
         ("ViT-B-16", "", weights.WeightsError, "openai, .*'random'"),
         ("ViT-B-16", "opnai", weights.WeightsError, "openai, "),
         ("ViT-B-161", "openai", weights.WeightsError, "did you mean 'ViT-B-16'"),
@@ -285,6 +284,11 @@ def test_a_file_does_not_get_a_guess_of_its_mean_and_std(tmp_path):
 def test_what_cannot_be_loaded_says_why(model, pretrained, error, says):
     with pytest.raises(error, match=says):
         load_encoder(model, pretrained)
+
+
+def test_a_bare_name_gets_random_weights_and_says_so():
+    with pytest.warns(UserWarning, match="test-vit gets random weights"):
+        load_encoder("test-vit")
 
 
 def test_tiny_without_its_weights_names_the_command(monkeypatch, tmp_path):

@@ -117,12 +117,13 @@ def load_encoder(
     """An Encoder in eval mode on the CPU.
 
     model: any open_clip name, `tiny`, `tiny_rn`, `hf-hub:ORG/NAME`, or an open_clip local-dir
-    folder; pretrained: a tag, a weights file, `random` (explicitly: untrained weights), or empty
-    for what the model brings along; image_size: pixels or (height, width), None is the tower's
+    folder; pretrained: a tag, a weights file, `random` (untrained weights), empty for what the
+    model brings along, or None: that too, and random weights, with a warning, where a name brings
+    none, as in open_clip; image_size: pixels or (height, width), None is the tower's
     own; fit: as in Preprocess, None is what the folder records, else `squash`.
     Raises WeightsError, FileNotFoundError or ConnectionError with what to do.
     """
-    source = weights.find_source(model, pretrained or None)
+    source = weights.find_source(model, pretrained)
     clip = _build(source)
     native = resize.native_size(clip.visual)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size or native

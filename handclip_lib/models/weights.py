@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class Source:
 
 
 def find_source(model: str, pretrained: str | None) -> Source:
-    """Resolve a model's name and `pretrained` (tag, file, `random`, or empty) into a Source.
+    """Resolve a model's name and `pretrained` (as `load_encoder` takes them) into a Source.
 
     Raises WeightsError (a ValueError) on what is unknown or contradictory, FileNotFoundError on
     what is missing, ConnectionError on weights that are not here and cannot be fetched.
@@ -109,6 +110,9 @@ def _from_name(name: str, pretrained: str | None) -> Source:
             f"unknown model '{name}'{did_you_mean(name, known)}; an open_clip name,"
             f" {', '.join(TINY)}, hf-hub:ORG/NAME, or a folder with {CONFIG}"
         )
+    if pretrained is None:  # open_clip's own convention; a study, which says "", never gets here
+        warnings.warn(f"{name} gets random weights: nobody trained them", stacklevel=4)
+        pretrained = RANDOM
     if not pretrained:
         raise WeightsError(f"{name} needs weights: {_choices(name)}")
     path = None if pretrained == RANDOM else _as_file(pretrained)
