@@ -158,6 +158,16 @@ def test_a_failure_is_no_success_and_costs_no_earlier_result(tmp_path, reports, 
     assert "the earlier result is kept" in capsys.readouterr().out
 
 
+def test_a_kill_while_results_are_put_aside_costs_none(tmp_path, reports):
+    folder = reports / "smoke" / "seed0" / "dorsal_r" / "toy"
+    (folder / ".earlier").mkdir(parents=True)
+    for path in (folder / ".earlier" / "metrics.json", folder / "report.ipynb"):
+        path.write_text("{}")
+    with pytest.raises(RunFailed):
+        run_notebook(_toy(tmp_path, "1 / 0"), {"study": "smoke"})
+    assert [(folder / n).read_text() for n in ("metrics.json", "report.ipynb")] == ["{}"] * 2
+
+
 def test_a_success_replaces_an_earlier_result_whole(tmp_path, reports):
     folder = reports / "smoke" / "seed0" / "dorsal_r" / "toy"
     (folder / "figures").mkdir(parents=True)

@@ -140,6 +140,8 @@ def replacing(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         for name in ("metrics.json", *_RESULTS):  # without metrics.json it is unfinished
             if (folder / name).exists():
                 (folder / name).rename(earlier / name)
+    else:
+        shutil.rmtree(folder / "figures", ignore_errors=True)  # of a run that did not finish
     try:
         yield
     except BaseException:
@@ -151,7 +153,8 @@ def replacing(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _give_back(folder: Path, earlier: Path) -> None:
-    if (folder / "report.ipynb").is_file():
+    # a kill while things were put aside leaves some where they were: those are the good ones
+    if (earlier / "report.ipynb").is_file() and (folder / "report.ipynb").is_file():
         (folder / "report.ipynb").replace(folder / "failed.ipynb")
     for name in (*_RESULTS, "metrics.json"):
         if (earlier / name).exists():
