@@ -15,7 +15,7 @@ import yaml
 from handclip_lib import __version__
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.params import ParamError, load, resolve
-from handclip_lib.schema import did_you_mean
+from handclip_lib.schema_base import did_you_mean
 
 DEMO = "demo"
 # Each command imports its own part: notebooks, figures and models take seconds to import

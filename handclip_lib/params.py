@@ -13,7 +13,8 @@ import platformdirs
 import yaml
 from pydantic import ValidationError
 
-from handclip_lib.schema import Params, did_you_mean, leaves
+from handclip_lib.schema import Params, leaves
+from handclip_lib.schema_base import did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent  # the project: notebooks/, params/, reports/ lie here
 

@@ -1,38 +1,20 @@
 """The parameter tree: every field a run may be told, its type, its range and its default."""
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from handclip_lib.aspects import ASPECTS
-
-
-class Node(BaseModel):
-    """A branch of the tree: frozen, and closed to keys that it does not name."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
-
-
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("expected a number, got true/false")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Rate = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+from handclip_lib.schema_base import Count, Node, Whole, did_you_mean, no_bool
+from handclip_lib.schema_train import Stage1, Stage2
 
 
 class Drawn(Node):
     """The drawn-hands set, made at `data.root` when it is not there yet."""
 
-    persons: Annotated[int, BeforeValidator(_no_bool), Field(ge=2)] = 40
+    persons: Annotated[int, BeforeValidator(no_bool), Field(ge=2)] = 40
     seed: Whole = 0
     shots: tuple[Count, Count] = (8, 12)  # plain photographs an aspect, from and to (inclusive)
 
@@ -50,7 +32,7 @@ class Split(Node):
 
     mode: Literal["published", "person_disjoint"] = "published"
     seed: Whole = 0
-    draws: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=100)] = 10
+    draws: Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=100)] = 10
     select: Literal["persons", "none"] = "none"
     legacy_tree: str = ""  # a train_val_test_split_<aspect> folder to take as it is
 
@@ -60,7 +42,9 @@ class Model(Node):
 
     name: str = "ViT-B-16-quickgelu"
     pretrained: str = "openai"  # an open_clip tag, a weights file, or empty for what `name` holds
-    image_size: Count | None = None  # pixels; None: the tower's own
+    # Pixels, or (height, width); None: the tower's own
+    image_size: Count | tuple[Count, Count] | None = None
+    mirror_left: bool = False  # left hands mirrored, in training and test alike
     fit: Literal["squash", "pad", "hand"] | None = None  # None: as its weights record, else squash
 
 
@@ -68,7 +52,7 @@ class Evaluation(Node):
     """How retrieval is scored: the same for every row of a table."""
 
     feature: tuple[Literal["penult", "pool", "proj"], ...] = ("pool", "proj")
-    bootstrap: Annotated[int, BeforeValidator(_no_bool), Field(ge=100)] = 2000
+    bootstrap: Annotated[int, BeforeValidator(no_bool), Field(ge=100)] = 2000
     batch_size: Count = 64
 
     @field_validator("feature")
@@ -105,38 +89,7 @@ class Device(Node):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-
-
-class LossSpec(Node):
-    """One loss by name; keys beside these belong to the loss and are checked where it is built."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    type: str
-    weight: float | None = None
-    on: tuple[str, ...] | None = None
-
-
-class Stage1(Node):
-    """Identity cross-entropy with frozen text."""
-
-    epochs: Count = 60
-    batch_size: Count = 64
-    lr: Rate = 1e-5
-
-
-class Stage2(Node):
-    """Metric losses on stage-1 weights."""
-
-    variant: Literal["finetuned", "baseline"] = "finetuned"
-    resume_from: str = ""
-    epochs: Count = 40
-    batch_size: Count = 64
-    lr: Rate = 5e-6
-    losses: tuple[LossSpec, ...] = (
-        LossSpec(type="cross_entropy"),
-        LossSpec(type="triplet"),
-    )
-    save_dir: str = ""
+    compile: bool = False  # torch.compile of the image tower in training
 
 
 class Params(Node):
@@ -182,9 +135,3 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?` for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""

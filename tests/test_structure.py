@@ -18,7 +18,17 @@ LIBRARY = sorted((ROOT / "handclip_lib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # The stations that data passes; a module imports from its own and earlier ones.
 STATIONS = (
-    *("aspects", "schema", "params", "device", "data", "models", "losses"),
+    *(
+        "aspects",
+        "schema_base",
+        "schema_train",
+        "schema",
+        "params",
+        "device",
+        "data",
+        "models",
+        "losses",
+    ),
     *("evaluate", "train", "report", "doctor", "bench", "cli"),
 )
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 300, 40, 15

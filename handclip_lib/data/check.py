@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from handclip_lib.aspects import ASPECTS, BY_METADATA
 from handclip_lib.data.drawn.dataset import COMMENT, MARKER
-from handclip_lib.schema import did_you_mean
+from handclip_lib.schema_base import did_you_mean
 
 DRAWN = "drawn hands (demonstration)"
 MAX_LINES = 50  # of a list of problems that a message shows; the exception holds all

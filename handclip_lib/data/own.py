@@ -22,7 +22,7 @@ from handclip_lib.data.check import (
     repeated,
     sample,
 )
-from handclip_lib.schema import did_you_mean
+from handclip_lib.schema_base import did_you_mean
 
 LARGEST_PID = 9_999_999  # the distractors of gallery_all lie above
 _UNREAD = {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # cameras' own formats

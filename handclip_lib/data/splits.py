@@ -24,7 +24,8 @@ from handclip_lib.data.manifest import (
 )
 from handclip_lib.data.own import LARGEST_PID
 from handclip_lib.params import resolve
-from handclip_lib.schema import Params, did_you_mean
+from handclip_lib.schema import Params
+from handclip_lib.schema_base import did_you_mean
 
 __all__ = [
     "SplitError",

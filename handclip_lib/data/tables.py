@@ -25,7 +25,8 @@ from handclip_lib.data.drawn.dataset import MARKER, draw_dataset
 from handclip_lib.data.hd import read_hd
 from handclip_lib.data.own import read_own
 from handclip_lib.params import resolve
-from handclip_lib.schema import Params, did_you_mean
+from handclip_lib.schema import Params
+from handclip_lib.schema_base import did_you_mean
 
 SOURCE_11K = "https://sites.google.com/view/11khands (HandInfo.csv and Hands.zip)"
 _ROOTS = {"11k": "data/11k", "HD": "data/HD", "drawn": "data/drawn_hands"}

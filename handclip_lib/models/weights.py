@@ -15,7 +15,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from handclip_lib import params
-from handclip_lib.schema import did_you_mean
+from handclip_lib.schema_base import did_you_mean
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"

@@ -32,7 +32,7 @@ from handclip_lib.params import ROOT, ParamError, load, own_aspect, study_path
 from handclip_lib.report.export import export_html
 from handclip_lib.report.index import write_index
 from handclip_lib.report.runs import check_tag, open_run, replacing
-from handclip_lib.schema import did_you_mean
+from handclip_lib.schema_base import did_you_mean
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _OPENED = re.compile(r"""open_run\(\s*["']([^"']+)["']""")

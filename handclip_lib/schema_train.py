@@ -1,0 +1,113 @@
+"""How an encoder is trained: what stages 1 and 2 share, and where their defaults differ."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from handclip_lib.schema_base import Amount, Count, Node, Rate, Share, Whole, no_bool
+
+
+class LossSpec(Node):
+    """One loss by name; keys beside these belong to the loss and are checked where it is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    type: str
+    weight: Amount | None = None  # None: the usual one of its type
+    on: tuple[str, ...] | None = None  # features; None: those of its type
+
+
+class Sampler(Node):
+    """Which images make a batch."""
+
+    type: Literal["shuffle", "identity", "pk", "two_level", "hard"] = "shuffle"
+    images: Count = 4  # of an identity in a batch: the K of PK (not for shuffle)
+    refresh: Count = 5  # hard: epochs between two looks at which identities lie near each other
+    random: Share = 0.5  # hard: share of batches that stay plain PK
+
+
+class Augment(Node):
+    """Random changes of training images, drawn for each image by itself, on the device."""
+
+    degrees: Annotated[float, BeforeValidator(no_bool), Field(ge=0, le=180)] = 15.0
+    translate: Share = 0.05  # of the side
+    scale: tuple[Rate, Rate] = (0.9, 1.1)
+    crop: Annotated[float, BeforeValidator(no_bool), Field(ge=0, lt=1)] = 0.0  # most of a side cut
+    colour: Share = 0.1  # brightness, contrast, saturation; the hue stays
+    erasing: Share = 0.5  # probability of a box of noise
+    flip: bool = False  # turns a right hand into a left one
+    mixup: Amount = 0.0  # alpha of the Beta distribution; 0 is off
+    cutmix: Amount = 0.0
+    mix: Share = 0.5  # probability that a batch is mixed, where mixup or cutmix is on
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Augment":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: from {self.scale[0]} to {self.scale[1]} is no range")
+        return self
+
+
+class Gradual(Node):
+    """Gradual unfreezing (ULMFiT, Howard & Ruder 2018): the last groups first."""
+
+    start: Count = 1  # groups that are open at first
+    every: Count = 5  # epochs until the next deeper one opens
+
+
+class Training(Node):
+    """What every stage is told; lr is that of the tower's last layers."""
+
+    epochs: Count = 60
+    batch_size: Annotated[int, BeforeValidator(no_bool), Field(ge=2)] = 64
+    lr: Rate = 1e-5
+    head_lr: Rate = 10.0  # times lr, for necks, classifiers, heads and proxies
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    weight_decay: Amount = 0.05  # not on one-dimensional parameters and tables
+    layer_decay: Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1)] = 0.75
+    schedule: Literal["cosine", "one_cycle", "multistep", "constant"] = "cosine"
+    warmup: Share = 0.1  # of all steps, linear
+    milestones: tuple[Share, ...] = (0.5, 0.83)  # of all steps (multistep)
+    gamma: Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1)] = 0.1  # at a milestone
+    min_lr: Amount = 1e-7  # where cosine and one_cycle end
+    accumulate: Count = 1  # batches an optimiser step
+    clip_norm: Amount = 1.0  # of the gradient; 0 is off
+    ema: Annotated[float, BeforeValidator(no_bool), Field(ge=0, lt=1)] = 0.0  # decay; 0 is off
+    patience: Whole = 0  # validations without improvement before training ends; 0 is off
+    validate_every: Count = 1  # epochs
+    head_epochs: Whole = 0  # at first only heads learn (LP-FT, Kumar et al. 2022)
+    unfreeze_blocks: Whole | None = None  # of the image tower, from its end; None: all of it
+    gradual: Gradual | None = None
+    freeze_bn: bool = False  # the tower's BatchNorms keep their statistics
+    sampler: Sampler = Sampler()
+    losses: tuple[LossSpec, ...] = (LossSpec(type="cross_entropy"),)
+    loss_balance: Literal["fixed", "uncertainty", "ema"] = "fixed"
+    projection: Whole = 0  # width of an auxiliary head on proj, for losses on `head`; 0: none
+    augment: Augment = Augment()
+    save_seconds: Amount = 60.0  # between two files that a killed run goes on from
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Training":
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: {self.milestones} do not rise")
+        if self.gradual and self.unfreeze_blocks is not None:
+            raise ValueError("gradual and unfreeze_blocks exclude each other: set one to null")
+        return self
+
+
+class Stage1(Training):
+    """Identity cross-entropy with frozen text."""
+
+    head_epochs: Whole = 5
+
+
+class Stage2(Training):
+    """Metric losses on stage-1 weights: each variant is a list of losses, from one start."""
+
+    epochs: Count = 40
+    lr: Rate = 5e-6
+    sampler: Sampler = Sampler(type="pk")
+    losses: tuple[LossSpec, ...] = (LossSpec(type="cross_entropy"), LossSpec(type="triplet"))
+    variant: Literal["finetuned", "baseline"] = "finetuned"  # baseline: evaluate, train nothing
+    resume_from: str = ""  # a weights file; empty: stage 1 of the study, made when missing
+    # By name: files of params/losses/, or lists written here; none: `losses` alone
+    variants: dict[str, tuple[LossSpec, ...]] = {}
+    save_dir: str = ""  # where the weights go, too
