@@ -32,6 +32,7 @@ __all__ = [
     "all_aspects",
     "make_manifest",
     "manifest_for",
+    "pick",
     "read_manifest",
     "sha256",
     "write_manifest",
@@ -167,12 +168,13 @@ def _halves(
     return train, test
 
 
-def _pick(key: str, images: list[str]) -> str:
+def pick(key: str, images: list[str]) -> str:
+    """One of a person's images, by the hash of a key: on every machine the same."""
     return images[int(hashlib.sha256(key.encode()).hexdigest(), 16) % len(images)]
 
 
 def _gallery(key: str, aspect: str, mine: _Images, test: set[int], draw: int) -> dict[int, str]:
-    return {pid: _pick(f"{key}|{aspect}|run{draw}|{pid}", mine[pid]) for pid in test}
+    return {pid: pick(f"{key}|{aspect}|run{draw}|{pid}", mine[pid]) for pid in test}
 
 
 def _held_out(key: str, train: set[int]) -> set[int]:
@@ -189,7 +191,7 @@ def _training_rows(
     rows: list[_Row] = []
     for pid in train - held:
         images = mine[pid]
-        val = _pick(f"{key}|{aspect}|val|{pid}", images) if len(images) > 1 else ""
+        val = pick(f"{key}|{aspect}|val|{pid}", images) if len(images) > 1 else ""
         rows += [("val" if i == val else "train", -1, pid, aspect, i) for i in images]
     return rows + [("select", 0, pid, aspect, i) for pid in held for i in mine[pid]]
 

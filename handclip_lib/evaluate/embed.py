@@ -44,7 +44,7 @@ def embed(
         )
     cache = _cache(encoder, store, fabric)
     rows = store.rows(images)
-    with _evaluating(encoder):
+    with evaluating(encoder):
         cache.fill(rows, lambda missing: _computed(encoder, store, missing, fabric, batch_size))
     return {name: cache.read(name, rows) for name in NAMES}
 
@@ -124,7 +124,7 @@ def _check_finite(values: Mapping[str, np.ndarray], images: Sequence[str]) -> No
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every part is in the mode it had (some stay frozen)."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

@@ -61,6 +61,11 @@ class Run:
         partial.replace(path)
         return fig
 
+    def beside(self, notebook: str) -> list[Path]:
+        """Where another notebook of this study may have left its files: own tag, then none."""
+        plain = self.params.model_copy(update={"tag": ""})
+        return list(dict.fromkeys(run_folder(notebook, q) for q in (self.params, plain)))
+
     def save(self, metrics: Mapping[str, Any]) -> None:
         """Write stamp.json, then metrics.json: with it the run is finished.
 
