@@ -23,6 +23,7 @@ STATIONS = (
         "schema_base",
         "schema_train",
         "schema",
+        "study_file",
         "params",
         "device",
         "data",

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from handclip_lib.data.splits import sha256, write_manifest
-from handclip_lib.params import ROOT, ParamError, load, resolve
+from handclip_lib.params import ROOT, ParamError, load, read_study, resolve
 from handclip_lib.report.stamp import library_sha256, stamp
 from handclip_lib.schema import Params, leaves
 
@@ -107,20 +107,23 @@ def open_run(notebook: str, p: Params) -> Run:
 
 
 def check_tag(p: Params, study: str) -> None:
-    """ParamError when a run without a tag differs from its study, whose folder it would take.
+    """ParamError when a run differs from the study, or its variant, whose folder it would take.
 
+    A tag that is no variant of the study's sweep is the run's own name, and not checked.
     study: name or path. Only the stem of a path is in `p`: what is not found by it is not checked.
     """
-    if p.tag:
-        return
     try:
-        plain = load(p.aspect, study, p.seed)
+        if p.tag and p.tag not in read_study(study).sweep:
+            return
+        plain = load(p.aspect, study, p.seed, p.tag)
     except ParamError:
         return
     changed = differences(resolved(plain), p, "study")
     if changed:
         raise ParamError(
-            f"this run differs from the study '{p.study}' and would take its folder:\n  "
+            f"this run differs from the study '{p.study}'"
+            + (f" with its variant '{p.tag}'" if p.tag else "")
+            + " and would take its folder:\n  "
             + "\n  ".join(changed[:4])
             + "\nname the run: --tag NAME (papermill: -p tag NAME); a study file of your own"
             " needs a name that params/ doesn't have"

@@ -20,7 +20,7 @@ import torch
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data import splits, tables
 from handclip_lib.data.leaks import SplitError
-from handclip_lib.params import ROOT, load, own_aspect, study_path
+from handclip_lib.params import ROOT, load, own_aspect, read_study, study_path
 from handclip_lib.report.index import write_index
 from handclip_lib.report.notebook import find_notebook
 from handclip_lib.report.runs import differences, read_json, run_folder
@@ -33,7 +33,7 @@ _ENDING_S = 20  # for a run to end its kernel before it is killed
 
 @dataclass(frozen=True)
 class Task:
-    """One notebook for one aspect and seed."""
+    """One notebook for one aspect, seed and variant."""
 
     notebook: Path
     params: Params
@@ -46,7 +46,9 @@ class Task:
     @property
     def name(self) -> str:
         """For the terminal."""
-        return f"{self.notebook.stem}  {self.params.aspect}  seed {self.params.seed}"
+        p = self.params
+        tag = f"  {p.tag}" if p.tag else ""
+        return f"{self.notebook.stem}  {p.aspect}  seed {p.seed}{tag}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def run_study(
     study: str,
     notebooks: Sequence[str] | None = None,
     aspects: Sequence[str] | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     jobs: int | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -76,10 +78,11 @@ def run_study(
 ) -> int:
     """Run what is missing of a study and write its index; 0 when nothing failed, else 1.
 
-    notebooks: names or paths, by default the numbered ones; aspects: by default all that the data
-    has. The notebooks of one aspect and seed follow each other, since later ones use what earlier
-    ones leave; `jobs` such chains run at a time (by default one a core, one on a GPU). A run that
-    fails does not stop the others. dry_run only says what would be run.
+    notebooks: names or paths, by default the study's, else the numbered ones; aspects: by default
+    all that the data has; seeds: by default the study's, else 0. A sweep is run as it is and with
+    each of its variants. The runs of one aspect and seed follow each other, since later ones use
+    what earlier ones leave; `jobs` such chains run at a time (by default one a core, one on a
+    GPU). A run that fails does not stop the others. dry_run only says what would be run.
     """
     chains = plan(study, notebooks, aspects, seeds)
     todo = _remaining(chains, force, dry_run, say)
@@ -105,16 +108,20 @@ def plan(
     study: str,
     notebooks: Sequence[str] | None,
     aspects: Sequence[str] | None,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
 ) -> list[list[Task]]:
-    """The study's runs: a list for each seed and aspect, its notebooks in order."""
-    files = list(dict.fromkeys(find_notebook(name) for name in notebooks or []))
+    """The study's runs: a list for each seed and aspect, the study before its variants."""
+    told = read_study(study)
+    files = list(dict.fromkeys(find_notebook(name) for name in notebooks or told.notebooks))
     files = files or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not files:
         raise FileNotFoundError(f"{ROOT / 'notebooks'} has no numbered notebooks")
     chosen = dict.fromkeys(aspects or _aspects(study))
-    trees = [load(aspect, study, seed) for seed in dict.fromkeys(seeds) for aspect in chosen]
-    return [[Task(file, p) for file in files] for p in trees]
+    return [
+        [Task(f, load(aspect, study, seed, tag)) for tag in ("", *told.sweep) for f in files]
+        for seed in dict.fromkeys(seeds or told.seeds or (0,))
+        for aspect in chosen
+    ]
 
 
 def _aspects(study: str) -> list[str]:
@@ -132,19 +139,17 @@ def _remaining(
     finished = {t.folder: t for c in chains for t in c if not force and _is_finished(t)}
     if dry_run and not finished:
         return chains
-    table, library = tables.read(chains[0][0].params), library_sha256()
-    todo = []
-    for chain in chains:
-        same = [task for task in chain if task.folder in finished]
-        digest = _digest(chain[0].params, table) if same else None
-        done = []
-        for task in same:
-            if not _same_source(task, library):
-                say(f"again        {task.name}: notebook or library changed")
-            elif _same_data(task, table, digest):
-                say(f"done before  {task.name}")
-                done.append(task.folder)
-        todo.append([task for task in chain if task.folder not in done])
+    library = library_sha256()
+    read = {t.params.data: t.params for chain in chains for t in chain}
+    found = {data: tables.read(p) for data, p in read.items()}
+    done = set()
+    for task in finished.values():
+        if not _same_source(task, library):
+            say(f"again        {task.name}: notebook or library changed")
+        elif _same_data(task, found[task.params.data]):
+            say(f"done before  {task.name}")
+            done.add(task.folder)
+    todo = [[task for task in chain if task.folder not in done] for chain in chains]
     return [chain for chain in todo if chain]
 
 
@@ -181,9 +186,12 @@ def _digest(p: Params, table: pd.DataFrame) -> str | None:
         return None
 
 
-def _same_data(task: Task, table: pd.DataFrame, digest: str | None) -> bool:
+def _same_data(task: Task, table: pd.DataFrame) -> bool:
     saved = read_json(task.folder / "metrics.json")
-    return saved["data"] == table.attrs["title"] and saved["manifest_sha256"] in (None, digest)
+    if saved["data"] != table.attrs["title"]:
+        return False
+    digest = saved["manifest_sha256"]
+    return digest is None or digest == _digest(task.params, table)
 
 
 def _run_chains(work: _Work, chains: list[list[Task]], jobs: int) -> None:
@@ -216,7 +224,7 @@ def _start(work: _Work, task: Task) -> "subprocess.Popen[str] | None":
     p = task.params
     command = [sys.executable, "-m", "handclip_lib.cli", "run", str(task.notebook)]
     command += ["--aspect", p.aspect, "--study", work.study, "--seed", str(p.seed)]
-    command += ["--tag", "", "--no-index"]  # whatever the notebook's own cell says
+    command += ["--tag", p.tag, "--no-index"]  # whatever the notebook's own cell says
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {name: str(work.threads) for name in _THREADS} | os.environ | {"PYTHONPATH": path}
     with work.lock:
