@@ -15,6 +15,7 @@ import yaml
 from handclip_lib import __version__
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.params import ParamError, load, resolve
+from handclip_lib.schema import Params
 from handclip_lib.schema_base import did_you_mean
 
 DEMO = "demo"
@@ -151,6 +152,25 @@ def _bench(asked: argparse.Namespace) -> int:
     return 0
 
 
+def _export(asked: argparse.Namespace) -> int:
+    from handclip_lib import export
+
+    target, table = asked.target, asked.target.lower().endswith(export.TABLES)
+    if table and not asked.images:
+        raise ParamError(f"{target}: features of which photographs? --images FOLDER or CSV")
+    if asked.images and asked.half:
+        raise ParamError("--half is for a model's weights; a table of features is always float32")
+    if asked.feature and not asked.images:
+        raise ParamError("--feature is for a table of features: say --images, too")
+    encoder = export.find_encoder(asked.source, asked.pretrained, asked.variant)
+    if asked.images:
+        feature = asked.feature or Params().evaluation.feature
+        print(export.export_features(encoder, target, asked.images, feature, asked.force))
+    else:
+        print(export.export_model(encoder, target, asked.half, asked.force))
+    return 0
+
+
 def _export_tree(asked: argparse.Namespace) -> int:
     from handclip_lib.data import legacy, splits, tables
 
@@ -170,6 +190,13 @@ _FORCE_WORDS = (
     " their old names (other parameters, notebooks and code are noticed)"
 )
 _FORCE = (("--force",), {"action": "store_true", "help": _FORCE_WORDS})
+_SOURCE = "a weights file, a run folder, a model folder, or a tower's name"
+_VARIANT = "which weights of a run folder that holds several"
+_PRETRAINED = "the weights of an open_clip name: a tag or a file"
+_IMAGES = "photographs: a folder, or a CSV with a column image (and pid, aspect)"
+_FEATURES = ("penult", "pool", "proj")
+_JOINED = "joined into one unit row (default: pool proj)"
+_NOTEBOOKS = "default: the study's, else all"
 _SHOTS = "plain photographs an aspect (default: the demo study's)"
 _ROOT = {"default": "", "help": "the folder (default: the demo study's)"}
 COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] = {
@@ -180,7 +207,7 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
             (("--aspect",), _ASPECT | {"help": ", ".join(ASPECTS)}),
             (("--study",), {"help": "a file in params/, or a path"}),
             (("--seed",), {"type": int}),
-            (("--tag",), {"help": "names a run whose values differ from the study"}),
+            (("--tag",), {"help": "a variant of the study, or the name of a run of your own"}),
             (("--set",), {"action": "append", "default": [], "metavar": "KEY=VALUE"}),
             (("--no-index",), {"action": "store_true", "help": "leave index.html as it is"}),
         ],
@@ -192,13 +219,14 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
         [
             _STUDY,
             _ASPECTS,
-            (("--seeds",), {"nargs": "+", "type": int, "default": [0]}),
-            (("--notebooks",), {"nargs": "+", "metavar": "NOTEBOOK", "help": "default: all"}),
+            (("--seeds",), {"nargs": "+", "type": int, "help": "default: the study's, else 0"}),
+            (("--notebooks",), {"nargs": "+", "metavar": "NOTEBOOK", "help": _NOTEBOOKS}),
             _CORES,
             (("--dry-run",), {"action": "store_true", "help": "only say what would be run"}),
             _FORCE,
         ],
-        "run all notebooks of a study that are not done yet, and write its index.html",
+        "run all notebooks of a study (and its variants) that are not done yet, and write its"
+        " index.html",
     ),
     "demo": (
         _demo,
@@ -217,6 +245,21 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
         "draw the demonstration data: hands of persons that don't exist",
     ),
     "index": (_index, [_STUDY], "write a study's index.html from its metrics.json files"),
+    "export": (
+        _export,
+        [
+            (("source",), {"metavar": "SOURCE", "help": _SOURCE}),
+            (("target",), {"metavar": "FOLDER|OUT.csv|OUT.npz", "help": "what to make"}),
+            (("--variant",), {"default": "", "metavar": "NAME", "help": _VARIANT}),
+            (("--pretrained",), {"default": "", "metavar": "TAG", "help": _PRETRAINED}),
+            (("--half",), {"action": "store_true", "help": "weights in half precision"}),
+            (("--images",), {"metavar": "FOLDER|CSV", "help": _IMAGES}),
+            (("--feature",), {"nargs": "+", "choices": _FEATURES, "help": _JOINED}),
+            (("--force",), {"action": "store_true", "help": "replace what an export made before"}),
+        ],
+        "write a tower as a folder that open_clip loads, checked bit by bit; or, with --images,"
+        " a table of the features of photographs",
+    ),
     "export-tree": (
         _export_tree,
         [

@@ -30,7 +30,7 @@ STATIONS = (
         "models",
         "losses",
     ),
-    *("evaluate", "train", "report", "doctor", "bench", "cli"),
+    *("evaluate", "train", "report", "doctor", "bench", "export", "cli"),
 )
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 300, 40, 15
 LARGEST_FILE = 500_000

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +65,18 @@ def check(path: Path, name: str, model_cfg: dict[str, Any]) -> None:
         )
 
 
-def save_local_dir(encoder: "Encoder", folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def save_local_dir(
+    encoder: "Encoder",
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    trial: Callable[[Path], object] | None = None,
+) -> Path:
     """Write the encoder as an open_clip local-dir, all or nothing; returns the folder.
 
     `open_clip.create_model_and_transforms("local-dir:FOLDER")` gives the same features, bit for
     bit in float32; float16 halves the size. Any fit but `squash` has only a near relative in
-    open_clip's own transforms; ours is recorded beside. An older model folder is replaced.
+    open_clip's own transforms; ours is recorded beside. An older model folder is replaced; where
+    `trial`, called with the new one before it has its name, raises, the older one stays.
     Raises FileExistsError on a folder with other things in it, ValueError on an image size at
     which open_clip cannot build the tower.
     """
@@ -81,6 +88,8 @@ def save_local_dir(encoder: "Encoder", folder: Path, dtype: torch.dtype = torch.
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _write(encoder, new, dtype)
+        if trial is not None:
+            trial(new)
         new.chmod(0o755)
         old = new.with_name(f"{new.name}.old")
         if folder.exists():
