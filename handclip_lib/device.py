@@ -1,6 +1,9 @@
 """The one place for device, precision and seed: a Fabric object that everyone else is handed."""
 
+import random
+
 import lightning_fabric as lf
+import numpy as np
 import torch
 
 from handclip_lib.schema import Params
@@ -18,3 +21,15 @@ def make_fabric(p: Params) -> lf.Fabric:
     fabric = lf.Fabric(accelerator=p.device.accelerator, devices=1, precision=p.device.precision)
     lf.seed_everything(p.seed, verbose=False)
     return fabric
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed Python, NumPy and torch (every device) for one step of a run with this seed.
+
+    Whatever is random in a step depends on these two numbers alone, so that a run which was killed
+    goes on as if nothing had happened, without any generator's state in a file.
+    """
+    python, numpy, torch_high, torch_low = np.random.SeedSequence([seed, step]).generate_state(4)
+    random.seed(int(python))
+    np.random.seed(int(numpy))
+    torch.manual_seed(int(torch_high) << 32 | int(torch_low))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes) -> Path:
+def write_whole(path: Path, data: bytes | memoryview) -> Path:
     """Write `data` under a name of its own, to the disk, then rename it to `path`.
 
     A kill at any moment leaves the old file, or none; at worst a `NAME.<process>.part` beside it.

@@ -1,0 +1,274 @@
+"""What trains, how fast, from when: parameter groups by depth, schedules, layers that open."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from timm.models import group_parameters
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import lr_scheduler
+
+from handclip_lib.models.clip import Encoder
+from handclip_lib.schema_train import Training
+
+HEADS = "heads"
+_TABLES = re.compile(r"positional_embedding|pos_embed|_token\b|class_embedding|relative_position")
+_START = 0.01  # of the rate, where the warm-up begins (CLIP-ReID's ViT recipe)
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    """An image tower from its images to its features. depth: of each parameter; steps: names."""
+
+    depth: dict[str, int]
+    steps: list[str]
+
+    @property
+    def top(self) -> int:
+        return len(self.steps) - 1
+
+
+def param_groups(encoder: Encoder, heads: nn.Module, settings: Training) -> list[dict[str, Any]]:
+    """Every parameter that may train under `settings`, each once, for a torch optimiser.
+
+    The image tower by depth and weight decay, then `heads` (necks, classifiers, proxies). A group
+    has `params`, `lr`, `weight_decay`, `name`. lr = settings.lr · layer_decay^(top - depth); heads:
+    settings.lr · head_lr. No decay for one-dimensional parameters and tables of positions or
+    tokens. Depths: ViT 0 = stem and tables, 1 … L = blocks, L + 1 = ln_post and proj; ResNet
+    0 = stem, 1 … 4, 5 = attention pool; timm towers by their own stages, or one where they name
+    none. The text tower and logit_scale are in no group. Layer-wise decay: BEiT, Bao et al. 2022,
+    arXiv:2106.08254; timm's own grouping knows no open_clip tower.
+    """
+    rows = [row for row in _rows(encoder, heads, settings) if row.pop("open_from") is not None]
+    return [row for row in rows if row["params"]]
+
+
+def make_optimizer(encoder: Encoder, heads: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    """AdamW, or Adam with L2, on `param_groups`."""
+    groups = param_groups(encoder, heads, settings)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr)
+    return torch.optim.Adam(groups, lr=settings.lr)
+
+
+def trainable_table(encoder: Encoder, heads: nn.Module, settings: Training) -> pd.DataFrame:
+    """One row a group: `group`, `parameters`, `lr`, `weight_decay`, `open_from` (epoch, 1-based).
+
+    What never trains has no lr, and open_from 0; the text tower is the last row.
+    """
+    rows = []
+    for row in _rows(encoder, heads, settings):
+        opens = row["open_from"]
+        count = sum(parameter.numel() for parameter in row["params"])
+        lr, decay = (row["lr"], row["weight_decay"]) if opens else (None, None)
+        rows.append((row["name"], count, lr, decay, opens or 0))
+    own = {id(parameter) for parameter in encoder.visual.parameters()}
+    text = sum(p.numel() for p in encoder.parameters() if id(p) not in own)
+    rows.append(("text tower", text, None, None, 0))
+    columns = ["group", "parameters", "lr", "weight_decay", "open_from"]
+    return pd.DataFrame(rows, columns=columns).astype({"lr": float, "weight_decay": float})
+
+
+def open_layers(encoder: Encoder, settings: Training, epoch: int) -> list[str]:
+    """Open what trains in `epoch` (1-based), close the rest; the names of the tower's open steps.
+
+    In the first `head_epochs` the tower is closed (LP-FT, Kumar et al. 2022, arXiv:2202.10054);
+    then all of it, or the last `unfreeze_blocks` blocks with what follows them, or, `gradual`, one
+    step more every few epochs from its end (ULMFiT, Howard & Ruder 2018, arXiv:1801.06146).
+    BatchNorms of closed steps, or all with `freeze_bn`, are put in eval mode and keep their running
+    statistics: call it after every `train()`.
+    """
+    ladder = _ladder(encoder.visual)
+    opens = [_opens(settings, depth, ladder.top) for depth in range(ladder.top + 1)]
+    is_open = [start is not None and start <= epoch for start in opens]
+    encoder.requires_grad_(False)
+    for name, parameter in encoder.visual.named_parameters():
+        parameter.requires_grad_(is_open[ladder.depth[name]])
+    for name, module in encoder.visual.named_modules():
+        if isinstance(module, _BatchNorm):
+            depth = ladder.depth.get(f"{name}.weight", 0)  # without weights: as the stem
+            module.train(module.training and is_open[depth] and not settings.freeze_bn)
+    return [step for step, there in zip(ladder.steps, is_open, strict=True) if there]
+
+
+def check_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Every parameter of `module` that asks for a gradient is in the optimiser, once.
+
+    Raises AssertionError with the names of those that are not, or that are there twice.
+    """
+    held = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    asking = {name: id(p) for name, p in module.named_parameters() if p.requires_grad}
+    missing = [name for name, key in asking.items() if not held[key]]
+    twice = [name for name, key in asking.items() if held[key] > 1]
+    if missing:
+        raise AssertionError(f"trainable, but not in the optimiser: {', '.join(missing)}")
+    if twice:
+        raise AssertionError(f"in the optimiser more than once: {', '.join(twice)}")
+
+
+class Schedule:
+    """The learning rate of every group as a function of the optimiser step alone.
+
+    One curve, computed beforehand by timm's or torch's scheduler for a group of rate settings.lr:
+    each group follows it at the ratio it had when the schedule was made. Warm-up is linear from
+    one hundredth (one_cycle: one 25th, Smith & Topin 2018, arXiv:1708.07120, then linearly down).
+    cosine and one_cycle end at min_lr; multistep multiplies by gamma at each milestone.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> None:
+        self.optimizer, self.steps = optimizer, steps
+        self.curve = _curve(settings, steps)  # of a group whose rate is settings.lr
+        self.ratios = [group["lr"] / settings.lr for group in optimizer.param_groups]
+
+    def set(self, step: int) -> float:
+        """Set every group's rate for `step` (0-based; the last one's afterwards).
+
+        Returns the rate of the tower's last layers.
+        """
+        lr = self.curve[min(step, self.steps - 1)]
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            group["lr"] = lr * ratio
+        return lr
+
+
+def _curve(settings: Training, steps: int) -> list[float]:
+    """Learning rate of each of `steps` steps, by the libraries' schedulers."""
+    told = torch.optim.SGD([torch.zeros(1)], lr=settings.lr)
+    lr, warmup, floor = (
+        settings.lr,
+        round(settings.warmup * steps),
+        min(settings.min_lr, settings.lr),
+    )
+    if settings.schedule == "one_cycle":
+        return _one_cycle(told, settings, steps, floor)
+    first: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": lr * _START,
+        "t_in_epochs": False,
+    }
+    scheduler: CosineLRScheduler | MultiStepLRScheduler
+    if settings.schedule == "cosine":
+        length = max(steps - warmup, 1)
+        scheduler = CosineLRScheduler(told, length, lr_min=floor, warmup_prefix=True, **first)
+    else:
+        shares = settings.milestones if settings.schedule == "multistep" else ()
+        at = [round(share * steps) + 1 for share in shares]  # timm's count begins at 1
+        scheduler = MultiStepLRScheduler(told, at, settings.gamma, warmup_prefix=False, **first)
+    curve = []
+    for step in range(steps):
+        scheduler.step_update(step)
+        curve.append(float(told.param_groups[0]["lr"]))
+    return curve
+
+
+def _one_cycle(
+    told: torch.optim.Optimizer, settings: Training, steps: int, floor: float
+) -> list[float]:
+    start = 25.0
+    scheduler = lr_scheduler.OneCycleLR(
+        told,
+        max_lr=settings.lr,
+        total_steps=max(steps, 2),
+        pct_start=settings.warmup,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+        div_factor=start,
+        final_div_factor=settings.lr / start / max(floor, 1e-12),
+    )
+    curve = []
+    for _ in range(steps):
+        curve.append(float(told.param_groups[0]["lr"]))
+        told.step()
+        if len(curve) < steps:
+            scheduler.step()
+    return curve
+
+
+def _rows(encoder: Encoder, heads: nn.Module, settings: Training) -> list[dict[str, Any]]:
+    """All groups of the image tower, open ever or not, then the heads'."""
+    ladder = _ladder(encoder.visual)
+    rows = []
+    for depth, step in enumerate(ladder.steps):
+        named = [(n, p) for n, p in encoder.visual.named_parameters() if ladder.depth[n] == depth]
+        lr = settings.lr * settings.layer_decay ** (ladder.top - depth)
+        opens = _opens(settings, depth, ladder.top)
+        rows += _split(named, step, lr, settings.weight_decay, opens)
+    learnt = [(name, p) for name, p in heads.named_parameters() if p.requires_grad]
+    return rows + _split(learnt, HEADS, settings.lr * settings.head_lr, settings.weight_decay, 1)
+
+
+def _split(
+    named: list[tuple[str, nn.Parameter]], step: str, lr: float, decay: float, opens: int | None
+) -> list[dict[str, Any]]:
+    """The parameters with weight decay, and those without; no group that would be empty."""
+    plain = [p for name, p in named if p.ndim < 2 or _TABLES.search(name)]
+    without = {id(p) for p in plain}
+    decayed = [p for _, p in named if id(p) not in without]
+    told: dict[str, Any] = {"lr": lr, "open_from": opens}
+    both = [
+        {"params": decayed, "weight_decay": decay, "name": step} | told,
+        {"params": plain, "weight_decay": 0.0, "name": f"{step}, no decay"} | told,
+    ]
+    return [group for group in both if group["params"]]
+
+
+def _opens(settings: Training, depth: int, top: int) -> int | None:
+    """The epoch (1-based) from which a step of the tower trains; None: never."""
+    first, below = settings.head_epochs + 1, top - depth
+    if settings.unfreeze_blocks is not None:
+        return first if settings.unfreeze_blocks and below <= settings.unfreeze_blocks else None
+    if settings.gradual:
+        late = max(0, below - (settings.gradual.start - 1))
+        return first + late * settings.gradual.every
+    return first
+
+
+def _ladder(visual: nn.Module) -> _Ladder:
+    names = [name for name, _ in visual.named_parameters()]
+    if isinstance(visual, VisionTransformer):
+        blocks = len(visual.transformer.resblocks)
+        depth = {name: _vit_depth(name, blocks + 1) for name in names}
+        steps = ["stem", *(f"block {i + 1}" for i in range(blocks)), "projection"]
+    elif isinstance(visual, ModifiedResNet):
+        depth = {name: _resnet_depth(name) for name in names}
+        steps = ["stem", *(f"layer {i}" for i in range(1, 5)), "attention pool"]
+    elif isinstance(visual, TimmModel):
+        depth = _timm_depths(visual)
+        steps = [f"stage {i}" for i in range(max(depth.values()) + 1)]
+    else:
+        raise TypeError(f"unknown kind of tower: {type(visual).__name__}")
+    return _Ladder(depth, steps)
+
+
+def _vit_depth(name: str, top: int) -> int:
+    block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    stem = name.startswith(("conv1.", "class_embedding", "positional_embedding", "ln_pre."))
+    return 0 if stem else top
+
+
+def _resnet_depth(name: str) -> int:
+    layer = re.match(r"layer(\d)\.", name)
+    if layer:
+        return int(layer[1])
+    return 5 if name.startswith("attnpool.") else 0
+
+
+def _timm_depths(visual: TimmModel) -> dict[str, int]:
+    """The trunk's own stages; the projection belongs to the last. One stage if it names none."""
+    matcher = getattr(visual.trunk, "group_matcher", None)
+    found: dict[str, int] = (
+        group_parameters(visual.trunk, matcher(coarse=True), reverse=True) if matcher else {}
+    )
+    last = max(found.values(), default=0)
+    told = {f"trunk.{name}": depth for name, depth in found.items()}
+    return {name: told.get(name, last) for name, _ in visual.named_parameters()}
