@@ -33,7 +33,7 @@ DISTRIBUTIONS = {
 # Not imported by the library: notebooks run in them, or the library calls them as programs.
 WITHOUT_IMPORT = {"jupyterlab", "ipykernel", "ipywidgets", "ipympl"}
 # Declared for the stages to come (training, losses); leaves this list when it is imported.
-NOT_YET = {"kornia", "pytorch-metric-learning"}
+NOT_YET = {"pytorch-metric-learning"}
 
 
 @pytest.mark.parametrize("wanted", EVERY, ids=lambda r: r.name)
