@@ -14,7 +14,7 @@ from open_clip.transform import PreprocessCfg
 from torch import nn
 
 from handclip_lib.data.preprocess import Preprocess
-from handclip_lib.models import files, resize, towers, weights
+from handclip_lib.models import checkpoint, files, resize, towers, weights
 from handclip_lib.models.towers import Features
 from handclip_lib.models.weights import Source, WeightsError
 from handclip_lib.params import ParamError
@@ -24,8 +24,9 @@ from handclip_lib.schema import Params
 class Encoder(nn.Module):
     """An open_clip model with the preprocessing that belongs to it. Weights are float32.
 
-    name: how it was asked for; preprocess: from photograph to input; dims: width of penult, pool
-    and proj; model_cfg: open_clip's description of the architecture, at the size it has now.
+    name: how it was asked for; tokenizer_name: by what open_clip finds its tokenizer; preprocess:
+    from photograph to input; dims: width of penult, pool and proj; model_cfg: open_clip's
+    description of the architecture, at the size it has now.
     """
 
     model: open_clip.CLIP  # or CustomTextCLIP or CoCa, which have the same face
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
         self.name = source.name
         self.model_cfg = model_cfg
         self.dims = towers.widths(model.visual, preprocess.size)
-        self._tokenizer_name = source.tokenizer
+        self.tokenizer_name = source.tokenizer
         self._tokenizer: Any = None
 
     @property
@@ -99,7 +100,7 @@ class Encoder(nn.Module):
         """open_clip's tokenizer of this model: list of texts -> int (N, context)."""
         if self._tokenizer is None:
             try:
-                self._tokenizer = open_clip.get_tokenizer(self._tokenizer_name)
+                self._tokenizer = open_clip.get_tokenizer(self.tokenizer_name)
             except (ImportError, OSError) as error:
                 raise WeightsError(
                     f"the tokenizer of {self.name} is not on this machine; image features work,"
@@ -116,15 +117,16 @@ def load_encoder(
 ) -> Encoder:
     """An Encoder in eval mode on the CPU.
 
-    model: any open_clip name, `tiny`, `tiny_rn`, `hf-hub:ORG/NAME`, or an open_clip local-dir
-    folder; pretrained: a tag, a weights file, `random` (untrained weights), empty for what the
-    model brings along, or None: that too, and random weights, with a warning, where a name brings
-    none, as in open_clip; image_size: pixels or (height, width), None is the tower's
-    own; fit: as in Preprocess, None is what the folder records, else `squash`.
+    model: any open_clip name, `tiny`, `tiny_rn`, `hf-hub:ORG/NAME`, an open_clip local-dir folder,
+    or a weights file of ours, which says what it is; pretrained: a tag, a weights file, `random`
+    (untrained weights), empty for what the model brings along, or None: that too, and random
+    weights, with a warning, where a name brings none, as in open_clip; image_size: pixels or
+    (height, width), None is the tower's own; fit: as in Preprocess, None is what the folder records, else `squash`.
     Raises WeightsError, FileNotFoundError or ConnectionError with what to do.
     """
-    source = weights.find_source(model, pretrained)
-    clip = _build(source)
+    held = checkpoint.find_checkpoint(model, pretrained)
+    source = checkpoint.source_of(held) if held else weights.find_source(model, pretrained)
+    clip = checkpoint.rebuild(source, held) if held else _build(source)
     native = resize.native_size(clip.visual)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size or native
     resize.set_image_size(clip.visual, size)

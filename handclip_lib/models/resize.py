@@ -18,6 +18,20 @@ def native_size(visual: nn.Module) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
+def grid_of(visual: nn.Module) -> tuple[int, int] | None:
+    """(height, width) of the places in a tower's table of positions; None where it has no table."""
+    if isinstance(visual, VisionTransformer):
+        height, width = visual.grid_size
+        return int(height), int(width)
+    if isinstance(visual, ModifiedResNet):
+        return _grid(native_size(visual), (_RESNET_STRIDE, _RESNET_STRIDE))
+    trunk: Any = getattr(visual, "trunk", None)
+    if getattr(trunk, "pos_embed", None) is None or not hasattr(trunk, "patch_embed"):
+        return None
+    height, width = trunk.patch_embed.grid_size
+    return int(height), int(width)
+
+
 def set_image_size(visual: nn.Module, size: tuple[int, int]) -> None:
     """Make the tower take images of `size` (height, width); nothing changes at its own size.
 
