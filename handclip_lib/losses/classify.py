@@ -1,0 +1,31 @@
+"""Identity as a class: cross-entropy over a linear classifier."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from handclip_lib.models import heads
+from handclip_lib.schema_base import Share
+
+
+class CrossEntropy(nn.Module):
+    """Softmax cross-entropy over `num_ids` identities, with label smoothing.
+
+    Smoothing: Szegedy et al. 2016, arXiv:1512.00567, section 7. Classifier after a BNNeck: Luo et
+    al. 2019, arXiv:1903.07071.
+    """
+
+    def __init__(self, num_ids: int, width: int, *, label_smoothing: Share = 0.1) -> None:
+        super().__init__()
+        self.classifier = heads.classifier(width, num_ids)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, z: Tensor, y: Tensor, soft: Tensor | None = None) -> Tensor:
+        """z: (B, W); y: (B,); soft: (B, C) rows that sum to 1, in place of y and its smoothing."""
+        if soft is not None:
+            return F.cross_entropy(self.logits(z), soft)
+        return F.cross_entropy(self.logits(z), y, label_smoothing=self.label_smoothing)
+
+    def logits(self, z: Tensor) -> Tensor:
+        """(B, W) to (B, C)."""
+        logits: Tensor = self.classifier(z)
+        return logits
