@@ -87,6 +87,14 @@ def blank(axes: Iterable[Axes]) -> None:
         ax.axis("off")
 
 
+def saying(title: str, words: str) -> Figure:
+    """A figure without data, and the reason."""
+    fig, axes = canvas(title, size=(6.0, 1.2))
+    blank(axes.flat)
+    fig.supxlabel(words, fontsize=9, x=0.01, ha="left")
+    return fig
+
+
 def identity_marks(pids: Sequence[Hashable], limit: int) -> dict[Hashable, tuple[str, str]]:
     """(colour, marker) of up to `limit` identities, the same for the same set of identities.
 

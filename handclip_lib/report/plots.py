@@ -156,26 +156,37 @@ def feature_space(
     their own, the same in every panel, the rest are grey.
     """
     people = np.asarray(pids)
-    marks = identity_marks(people.tolist(), identities)
     fig, axes = canvas(title, 1, len(panels), (max(4.5, min(12.0, 3.6 * len(panels))), 4.4))
     for ax, (label, points) in zip(axes[0], panels.items(), strict=True):
-        rest = ~np.isin(people, np.asarray(list(marks)))
-        ax.scatter(*points[rest].T, s=9, color=QUIET, linewidths=0, rasterized=True)
-        for pid, (colour, marker) in marks.items():
-            mine = points[people == pid]
-            ax.scatter(*mine.T, s=22, color=colour, marker=marker, linewidths=0.3, edgecolors="w")
+        scatter(ax, points, people, identities)
         ax.set_title(label)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set_visible(True)
-        ax.spines[:].set_color("#D5DAE1")
-        ax.set_box_aspect(1)
-    shown, total = len(marks), len(set(people.tolist()))
-    note = f"n = {len(people)} photographs; {shown} of {total} persons coloured"
-    if any(name in label for label in panels for name in ("t-SNE", "UMAP")):
-        note += "; distances of t-SNE and UMAP are not to scale"
-    fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
+    fig.supxlabel(space_note(people, identities, list(panels)), fontsize=9, x=0.01, ha="left")
     return fig
+
+
+def scatter(ax: Axes, points: np.ndarray, people: np.ndarray, identities: int) -> None:
+    """Photographs (N, 2) on square axes without numbers; up to `identities` persons coloured."""
+    marks = identity_marks(people.tolist(), identities)
+    rest = ~np.isin(people, np.asarray(list(marks)))
+    ax.scatter(points[rest, 0], points[rest, 1], s=9, color=QUIET, linewidths=0, rasterized=True)
+    for pid, (colour, marker) in marks.items():
+        mine = points[people == pid]
+        dots = ax.scatter(mine[:, 0], mine[:, 1], s=22, color=colour, marker=marker)
+        dots.set(linewidths=0.3, edgecolors="w")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(True)
+    ax.spines[:].set_color("#D5DAE1")
+    ax.set_box_aspect(1)
+
+
+def space_note(people: np.ndarray, identities: int, labels: Sequence[str]) -> str:
+    """How many photographs and persons a feature space shows, and what its distances are worth."""
+    shown, total = len(identity_marks(people.tolist(), identities)), len(set(people.tolist()))
+    note = f"n = {len(people)} photographs; {shown} of {total} persons coloured"
+    if any(name in label for label in labels for name in ("t-SNE", "UMAP")):
+        note += "; distances of t-SNE and UMAP are not to scale"
+    return note
 
 
 @styled

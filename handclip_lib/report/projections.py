@@ -1,6 +1,6 @@
 """Features to two dimensions for pictures: seeded, the same on every call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -19,16 +19,44 @@ def project(
     arXiv:1802.03426; needs umap-learn). t-SNE and UMAP see unit rows reduced to at most 50
     principal components. Distances in a t-SNE or UMAP panel are not to scale.
     """
-    features = np.asarray(features, dtype=np.float64)
-    if features.ndim != 2 or len(features) < 4:
-        raise ValueError(f"features {features.shape}: at least 4 rows of features are needed")
+    return _planes(_unit(features), methods, seed)
+
+
+def project_together(
+    models: Mapping[str, np.ndarray], methods: Sequence[str] = ("pca", "tsne"), seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """{title: {model: (N, 2) float32}}: the same N photographs by several models, on the same axes.
+
+    models: {name: features (N, D)} of one width, rows in one order; methods as in `project`. One
+    projection is fitted to the unit rows of all models at once, after each model's own mean is
+    taken away: what a model adds to every photograph alike would only set the panels apart.
+    Raises ValueError where shapes differ: spaces of different width share no axes.
+    """
+    shapes = {name: np.shape(features) for name, features in models.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"features of one shape are needed, the same photographs: got {shapes}")
+    unit = [_unit(features) for features in models.values()]
+    points = _planes(np.concatenate([z - z.mean(axis=0) for z in unit]), methods, seed)
+    return {
+        title: dict(zip(models, np.split(both, len(models)), strict=True))
+        for title, both in points.items()
+    }
+
+
+def _planes(rows: np.ndarray, methods: Sequence[str], seed: int) -> dict[str, np.ndarray]:
     unknown = set(methods) - set(TITLES)
     if unknown:
         raise ValueError(f"unknown projection '{min(unknown)}'; one of {', '.join(TITLES)}")
-    unit = normalize(features)
-    reduced = _pca(unit, min(50, len(unit) - 1, unit.shape[1]), seed)
+    reduced = _pca(rows, min(50, len(rows) - 1, rows.shape[1]), seed)
     make = {"pca": _first_two, "tsne": _tsne, "umap": _umap}
     return {TITLES[name]: make[name](reduced, seed).astype(np.float32) for name in methods}
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, dtype=np.float64)
+    if features.ndim != 2 or len(features) < 4:
+        raise ValueError(f"features {features.shape}: at least 4 rows of features are needed")
+    return normalize(features)
 
 
 def _pca(unit: np.ndarray, components: int, seed: int) -> np.ndarray:
