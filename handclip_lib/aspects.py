@@ -50,6 +50,7 @@ ASPECTS = {
         Aspect("hand", "hand", "hand (aspect not given)", ("",)),
     )
 }
+LEFT = ("dorsal_l", "palmar_l")  # views of left hands
 CHAIN = ("dorsal_r", "dorsal_l", "palmar_r", "palmar_l")  # the four, in the user's order
 OFFSETS = (11_000_000, 21_000_000, 31_000_000)  # identity offsets of gallery_all's distractors
 BY_METADATA = {a.metadata: a.name for a in ASPECTS.values()}

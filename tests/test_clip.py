@@ -18,8 +18,9 @@ from torch import nn
 
 from handclip_lib import params
 from handclip_lib.models import files, resize, towers, weights
-from handclip_lib.models.clip import Encoder, load_encoder
+from handclip_lib.models.clip import Encoder, load_encoder, load_towers
 from handclip_lib.models.files import save_local_dir
+from handclip_lib.schema import Params
 
 TEXT = {"width": 64, "heads": 4, "layers": 2, "context_length": 77, "vocab_size": 49408}
 VIT = {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 16, "layers": 3}
@@ -475,6 +476,27 @@ def test_export_records_the_fit_and_warns_on_another(tmp_path):
         load_encoder(str(folder), fit="hand")
     with pytest.warns(UserWarning, match="trained with fit 'hand'"):
         assert load_encoder(str(folder), fit="squash").preprocess.fit == "squash"
+
+
+def test_export_records_whether_left_hands_were_mirrored(tmp_path):
+    encoder = load_encoder("test-vit", "random", mirror_left=True)
+    assert encoder.preprocess.mirror_left and not random_encoder().preprocess.mirror_left
+    folder = save_local_dir(encoder, tmp_path / "m")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_encoder(str(folder)).preprocess.mirror_left
+        load_encoder(str(folder), mirror_left=True)
+    with pytest.warns(UserWarning, match="trained with mirror_left 'True'"):
+        assert not load_encoder(str(folder), mirror_left=False).preprocess.mirror_left
+
+
+def test_a_studys_towers_see_images_as_it_says():
+    told = {"name": "test-vit", "pretrained": "random", "image_size": [32, 64]}
+    beside = told | {"name": "test-rn", "image_size": 64, "mirror_left": True, "fit": "pad"}
+    p = Params.model_validate({"model": told, "baseline": {"beside": beside}})
+    one, two = (tower.preprocess for tower in load_towers(p).values())
+    assert (one.size, one.fit, one.mirror_left) == ((32, 64), "squash", False)
+    assert (two.size, two.fit, two.mirror_left) == ((64, 64), "pad", True)
 
 
 def test_export_replaces_a_model_and_nothing_else(tmp_path, monkeypatch):

@@ -201,6 +201,15 @@ def test_round_trip_through_json():
     assert Preprocess.from_dict(told) == prep("hand", (64, 48))
     with pytest.raises(ValueError, match="keys"):
         Preprocess.from_dict(told | {"crop": 1})
+    mirrored = dataclasses.replace(prep(), mirror_left=True)
+    assert Preprocess.from_dict(mirrored.as_dict()) == mirrored != prep()
+    assert mirrored.pixel_spec() != prep().pixel_spec()
+
+
+def test_what_was_kept_before_left_hands_could_be_mirrored_mirrors_none():
+    told = prep().as_dict()
+    del told["mirror_left"]
+    assert Preprocess.from_dict(told) == prep() and not prep().mirror_left
 
 
 @pytest.mark.parametrize(

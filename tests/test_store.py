@@ -1,5 +1,6 @@
 """One decode per image ever, whoever asks, however it is interrupted; and the cache below it."""
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -132,6 +133,22 @@ def test_key_follows_fit_size_and_photographs_but_not_mean_and_std(table, tmp_pa
     expected, _ = PREP.fit_image(photograph(7))
     assert np.array_equal(fresh.pixels(["hand_1.png"])[0].numpy(), expected)
     assert decodes == ["hand_1.png", "hand_1.png"]
+
+
+def test_photographs_of_left_aspects_alone_are_mirrored(table, tmp_path):
+    aspects = ["dorsal_l", "palmar_l", "dorsal_r", "palmar_r", "dorsal", "hand"]
+    sided = table.iloc[:6].assign(aspect=aspects)
+    mirror = dataclasses.replace(PREP, mirror_left=True)
+    plain = opened(sided, tmp_path, PREP).pixels(list(sided["image"]))
+    store = opened(sided, tmp_path, mirror)
+    pixels = store.pixels(list(sided["image"]))
+    assert all(not torch.equal(picture, picture.flip(1)) for picture in plain)
+    assert torch.equal(pixels[:2], plain[:2].flip(2)) and torch.equal(pixels[2:], plain[2:])
+    assert store.digest(["hand_0.png"]) != opened(sided, tmp_path, PREP).digest(["hand_0.png"])
+    again = opened(sided.assign(aspect=aspects[::-1]), tmp_path, mirror)
+    assert torch.equal(again.pixels(["hand_0.png"])[0], plain[0])  # what is left is in the key
+    with pytest.raises(StoreError, match="no column aspect"):
+        opened(table, tmp_path, mirror)
 
 
 def test_two_folders_that_look_alike_share_no_pixels(table, tmp_path):

@@ -25,6 +25,8 @@ class Preprocess:
     fit: `squash` resizes straight to the size; `pad` keeps proportions and fills up with the
     border's median colour; `hand` crops around the foreground and falls back to `pad` where no
     believable foreground is found. Resizing is Pillow's, which smooths when it shrinks.
+    mirror_left: photographs known to show a left hand are mirrored (by the store, which knows the
+    aspects), so that both hands share one orientation.
     Raises ValueError on a fit, size, filter or mean/std that cannot be.
     """
 
@@ -33,6 +35,7 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    mirror_left: bool = False
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
@@ -71,7 +74,8 @@ class Preprocess:
 
     def pixel_spec(self) -> dict[str, Any]:
         """What decides the stored pixels (mean and std come later, on the device)."""
-        return {"size": list(self.size), "fit": self.fit, "interpolation": self.interpolation}
+        names = ("size", "fit", "interpolation", "mirror_left")
+        return {name: value for name, value in self.as_dict().items() if name in names}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and JSON; `from_dict` takes them back."""
@@ -79,9 +83,12 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> "Preprocess":
-        """The object that `as_dict` described. Raises ValueError on missing or unknown keys."""
+        """The object that `as_dict` described; without `mirror_left` nothing is mirrored.
+
+        Raises ValueError on missing or unknown keys.
+        """
         known = {f.name for f in fields(cls)}
-        if set(told) != known:
+        if set(told) | {"mirror_left"} != known:
             raise ValueError(f"preprocess: expected the keys {sorted(known)}, got {sorted(told)}")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
         return cls(**plain)

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from handclip_lib import params
+from handclip_lib.aspects import LEFT
 from handclip_lib.data.check import listed
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.rowcache import Block, RowCache, key_of
@@ -33,7 +34,8 @@ class StoreError(ValueError):
 class Store:
     """Pixels of a table's images at one size and fit. `images` are the names, `root` their folder.
 
-    key: hash of root, names, file sizes, times of change and fit; cache: the folder of all caches.
+    key: hash of root, names, file sizes, times of change, fit and what is mirrored; cache: the
+    folder of all caches.
     """
 
     root: Path
@@ -42,6 +44,7 @@ class Store:
     key: str
     cache: Path
     _rows: dict[str, int] = field(repr=False)
+    _mirrored: frozenset[str] = field(repr=False)  # images
     _asked: np.ndarray = field(repr=False)  # bool (N,): what this object was asked for
 
     def pixels(self, images: Sequence[str]) -> torch.Tensor:
@@ -92,12 +95,12 @@ class Store:
     def _decoded(self, rows: np.ndarray) -> Iterator[Block]:
         """Decode in threads (Pillow works outside the interpreter's lock), a block at a time."""
         bad: list[str] = []
-        paths = [self.root / self.images[row] for row in rows]
+        names = [self.images[row] for row in rows]
         with ThreadPoolExecutor(_threads()) as pool, _progress(len(rows)) as bar:
             for start in range(0, len(rows), _BLOCK):
                 part = slice(start, start + _BLOCK)
                 good, results = [], []
-                tried = pool.map(self._try, paths[part])
+                tried = pool.map(self._try, names[part])
                 for row, result in zip(rows[part], tried, strict=True):
                     bar.update()
                     if isinstance(result, str):
@@ -114,11 +117,12 @@ class Store:
                 + "\nmend or remove them (and their rows in the table)"
             )
 
-    def _try(self, path: Path) -> tuple[np.ndarray, bool] | str:
+    def _try(self, name: str) -> tuple[np.ndarray, bool] | str:
         try:
-            return decode(path, self.preprocess)
+            pixels, found = decode(self.root / name, self.preprocess)
         except _UNREADABLE as error:
             return f"{type(error).__name__}: {error}"
+        return (np.ascontiguousarray(pixels[:, ::-1]) if name in self._mirrored else pixels), found
 
 
 def open_store(table: pd.DataFrame, preprocess: Preprocess, cache: Path | None = None) -> Store:
@@ -127,7 +131,8 @@ def open_store(table: pd.DataFrame, preprocess: Preprocess, cache: Path | None =
     cache: the folder of all caches, None is $HANDCLIP_CACHE or the user's. The data root is only
     read. Give the whole table, so that every part of a study shares one store. A changed
     photograph (size or time of change) or a moved folder gives another key, hence fresh pixels.
-    Raises StoreError on an image that the table names twice.
+    Raises StoreError on an image that the table names twice, and where left hands are to be
+    mirrored but the table has no column `aspect`.
     """
     root = Path(table.attrs["root"])
     images = tuple(str(name) for name in table["image"])
@@ -135,22 +140,31 @@ def open_store(table: pd.DataFrame, preprocess: Preprocess, cache: Path | None =
     if len(rows) != len(images):
         twice = table.loc[table["image"].duplicated(), "image"].tolist()
         raise StoreError(f"the table names images twice: {_listed(twice)}")
+    mirrored = _left_hands(table) if preprocess.mirror_left else []
     key = key_of(
         {
             "version": _VERSION,
             "root": str(root.resolve()),
             "images": [[name, *_stamp(root / name)] for name in images],
             "fit": preprocess.pixel_spec(),
+            "mirrored": mirrored,
         }
     )
     where = Path(cache) if cache else params.cache_dir()
-    return Store(root, images, preprocess, key, where, rows, np.zeros(len(images), dtype=bool))
+    asked = np.zeros(len(images), dtype=bool)
+    return Store(root, images, preprocess, key, where, rows, frozenset(mirrored), asked)
 
 
 def decode(path: Path, preprocess: Preprocess) -> tuple[np.ndarray, bool]:
     """One photograph -> uint8 (H, W, 3), and whether `fit: hand` found a hand."""
     with Image.open(path) as image:
         return preprocess.fit_image(image)
+
+
+def _left_hands(table: pd.DataFrame) -> list[str]:
+    if "aspect" not in table:
+        raise StoreError("mirror_left: the table has no column aspect, which says what is left")
+    return [str(name) for name in table.loc[table["aspect"].isin(LEFT), "image"]]
 
 
 def _stacked(results: list[tuple[np.ndarray, bool]]) -> dict[str, np.ndarray]:

@@ -114,6 +114,7 @@ def load_encoder(
     pretrained: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     fit: str | None = None,
+    mirror_left: bool | None = None,
 ) -> Encoder:
     """An Encoder in eval mode on the CPU.
 
@@ -121,7 +122,8 @@ def load_encoder(
     or a weights file of ours, which says what it is; pretrained: a tag, a weights file, `random`
     (untrained weights), empty for what the model brings along, or None: that too, and random
     weights, with a warning, where a name brings none, as in open_clip; image_size: pixels or
-    (height, width), None is the tower's own; fit: as in Preprocess, None is what the folder records, else `squash`.
+    (height, width), None is the tower's own; fit and mirror_left: as in Preprocess, None is what
+    the folder or file records, else `squash` and no; what differs from that is warned of.
     Raises WeightsError, FileNotFoundError or ConnectionError with what to do.
     """
     held = checkpoint.find_checkpoint(model, pretrained)
@@ -132,7 +134,7 @@ def load_encoder(
     resize.set_image_size(clip.visual, size)
     cfg = copy.deepcopy(source.model_cfg)
     cfg["vision_cfg"]["image_size"] = size[0] if size[0] == size[1] else list(size)
-    encoder = Encoder(clip.eval(), _preprocess(source, size, fit), source, cfg)
+    encoder = Encoder(clip.eval(), _preprocess(source, size, fit, mirror_left), source, cfg)
     return encoder.eval()
 
 
@@ -147,7 +149,9 @@ def load_towers(p: Params) -> dict[str, Encoder]:
             name = Path(told.name).name  # a folder's own name, where the tower is one
             if name in towers:
                 raise ParamError(f"baseline.beside: '{name}' is model.name already; set it to null")
-            towers[name] = load_encoder(told.name, told.pretrained, told.image_size, told.fit)
+            towers[name] = load_encoder(
+                told.name, told.pretrained, told.image_size, told.fit, told.mirror_left
+            )
     return towers
 
 
@@ -172,21 +176,24 @@ def _build(source: Source) -> open_clip.CLIP:
     return clip.float()
 
 
-def _preprocess(source: Source, size: tuple[int, int], fit: str | None) -> Preprocess:
+def _preprocess(
+    source: Source, size: tuple[int, int], fit: str | None, mirror_left: bool | None
+) -> Preprocess:
     """Mean, std and filter are the weights' own; cropping, open_clip's default, never happens."""
     usual = PreprocessCfg()
     told = source.preprocess
-    recorded = told.get("fit")
-    if fit and recorded and fit != recorded:
-        warnings.warn(
-            f"{source.name} was trained with fit '{recorded}' and is used with '{fit}'",
-            stacklevel=3,
-        )
+    for key, asked in (("fit", fit), ("mirror_left", mirror_left)):
+        if asked is not None and told.get(key) not in (None, asked):
+            warnings.warn(
+                f"{source.name} was trained with {key} '{told[key]}' and is used with '{asked}'",
+                stacklevel=3,
+            )
     interpolation = told.get("interpolation") or usual.interpolation
     return Preprocess(
         size=size,
-        fit=fit or recorded or "squash",
+        fit=fit or told.get("fit") or "squash",
         mean=tuple(told.get("mean") or usual.mean),
         std=tuple(told.get("std") or usual.std),
         interpolation=interpolation,
+        mirror_left=bool(told.get("mirror_left") if mirror_left is None else mirror_left),
     )

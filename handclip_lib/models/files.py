@@ -126,6 +126,7 @@ def _write(encoder: "Encoder", folder: Path, dtype: torch.dtype) -> None:
         "interpolation": encoder.preprocess.interpolation,
         "resize_mode": _RESIZE_MODES[fit],
         "fit": fit,
+        "mirror_left": encoder.preprocess.mirror_left,
     }
     config = {"model_cfg": encoder.model_cfg, "preprocess_cfg": preprocess}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -41,7 +41,8 @@ def tower_table(towers: Mapping[str, Encoder]) -> pd.DataFrame:
             "image tower": f"{image / 1e6:.1f} M parameters",
             "whole model": f"{sum(p.numel() for p in tower.parameters()) / 1e6:.1f} M parameters",
             "activation": "QuickGELU" if tower.quick_gelu else "GELU",
-            "input": f"{width}×{height} px, fit {tower.preprocess.fit}",
+            "input": f"{width}×{height} px, fit {tower.preprocess.fit}"
+            + ", left hands mirrored" * tower.preprocess.mirror_left,
             "features": ", ".join(f"{k} {v}" for k, v in tower.dims.items()),
             "weights": tower.weights_sha256[:16],
         }
