@@ -29,8 +29,16 @@ from handclip_lib.study_file import (
 )
 
 __all__ = [
-    *("MODEL_ALIASES", "ROOT", "ParamError", "cache_dir", "load", "loss_variants"),
-    *("own_aspect", "read_study", "resolve", "study_path"),
+    "MODEL_ALIASES",
+    "ROOT",
+    "ParamError",
+    "cache_dir",
+    "load",
+    "loss_variants",
+    "own_aspect",
+    "read_study",
+    "resolve",
+    "study_path",
 ]
 
 

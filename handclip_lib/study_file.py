@@ -105,7 +105,7 @@ def study_path(study: str, beside: Path | None = None) -> Path:
 
 def differences_of(told: Mapping[str, Any] | str, where: str) -> dict[str, Any]:
     """Overrides (nested, dotted, or YAML text of either) as a nested tree of their own."""
-    change = read_yaml(told, where) if isinstance(told, str) else dict(told)
+    change = read_yaml(told, where) if isinstance(told, str) else _worded(told)
     refuse(change, _NAMED, where)
     return _with_model(_nested(change))
 
@@ -168,7 +168,14 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
         raise ParamError(f"{where} is not valid YAML: {error}") from None
     if told is not None and not isinstance(told, dict):
         raise ParamError(f"{where}: expected 'key: value' lines, got {type(told).__name__}")
-    return dict(told or {})
+    return dict(_worded(told or {}))
+
+
+def _worded(value: Any) -> Any:
+    """The same with `on`, the key for a loss's features, which YAML 1.1 takes for true."""
+    if isinstance(value, Mapping):
+        return {"on" if key is True else key: _worded(inner) for key, inner in value.items()}
+    return [_worded(inner) for inner in value] if isinstance(value, list) else value
 
 
 def refuse(told: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:

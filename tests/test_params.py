@@ -14,10 +14,18 @@ import yaml
 
 from handclip_lib import params
 from handclip_lib.device import make_fabric
-from handclip_lib.params import ParamError, load
+from handclip_lib.params import ParamError, load, loss_variants
 from handclip_lib.schema import Node, Params
+from handclip_lib.schema_train import LossSpec
 
-STUDIES = sorted(f.stem for f in (params.ROOT / "params").glob("*.yaml"))
+STUDIES = sorted(
+    (f.stem, tag)
+    for folder in (params.ROOT / "params", params.ROOT / "params" / "ablations")
+    for f in folder.glob("*.yaml")
+    for tag in ("", *params.read_study(str(f)).sweep)
+)
+SWEEPS = [(study, tag) for study, tag in STUDIES if tag]
+LOSSES = sorted(f.stem for f in (params.ROOT / "params" / "losses").glob("*.yaml"))
 USERS_STAGE_2 = """\
 experiment: stage2_vitb16_11k_dorsal_r_ce_triplet_center
 model: vitb16
@@ -42,11 +50,79 @@ save_dir: saved_models/
 """
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_every_study_builds(study: str) -> None:
-    p = load("dorsal_r", study)
-    assert (p.aspect, p.study, p.seed, p.tag) == ("dorsal_r", study, 0, "")
+@pytest.mark.parametrize(("study", "tag"), STUDIES)
+def test_every_study_builds(study: str, tag: str) -> None:
+    p = load("dorsal_r", study, tag=tag)
+    assert (p.aspect, p.study, p.seed, p.tag) == ("dorsal_r", study, 0, tag)
     assert p.table().loc["study", "value"] == study
+    first = params.study_path(study).read_text().splitlines()[0]
+    assert first.startswith("# ") and len(first) > 20, f"{study}: its first line says what it is"
+
+
+def test_no_two_files_of_params_share_a_name() -> None:
+    files = [f.stem for f in (params.ROOT / "params").rglob("*.yaml") if f.parent.name != "losses"]
+    assert len(files) == len(set(files)) and set(files) == {study for study, _ in STUDIES}
+
+
+@pytest.mark.parametrize(("study", "tag"), SWEEPS)
+def test_every_variant_of_a_sweep_changes_something(study: str, tag: str) -> None:
+    plain, told = load(study=study), load(study=study, tag=tag)
+    assert told != plain.model_copy(update={"tag": tag}), f"{study}: {tag} is the study itself"
+    assert loss_variants(plain).keys() == loss_variants(told).keys(), "rows that can be compared"
+
+
+def test_the_ablations_that_were_asked_for_are_there_and_name_their_notebooks() -> None:
+    asked = "lr optimizer epochs image_size smoothing margin mining sampler flip unfreezing"
+    folder = params.ROOT / "params" / "ablations"
+    assert {f.stem for f in folder.glob("*.yaml")} >= {*asked.split(), "backbone"}
+    for file in folder.glob("*.yaml"):
+        told = params.read_study(str(file))
+        assert told.sweep and told.notebooks
+        assert set(told.notebooks) <= {"02_stage1", "03_stage2_losses"}
+
+
+def test_the_ablations_follow_the_demo() -> None:
+    demo = load(study="demo")
+    twice = load(study="epochs", tag="epochs_x2")
+    assert twice.stage1.epochs == 2 * demo.stage1.epochs
+    rates = {load(study="lr", tag=tag).stage1.lr for tag in ("", *_sweep("lr"))}
+    assert rates >= {1e-4, 5e-5, 1e-5, demo.stage1.lr}
+    real = {load(study="lr_11k", tag=tag).stage1.lr for tag in ("", *_sweep("lr_11k"))}
+    assert real == {1e-4, 5e-5, 1e-5}
+    margins = [load(study="margin", tag=tag).stage2.losses[1] for tag in ("", *_sweep("margin"))]
+    assert [(m.model_extra or {})["margin"] for m in margins] == [0.3, 0.2, 0.5, None]
+
+
+def _sweep(study: str) -> dict[str, dict[str, object]]:
+    return params.read_study(study).sweep
+
+
+def test_the_study_of_several_seeds() -> None:
+    file, p = params.read_study("demo_seeds"), load(study="demo_seeds")
+    assert file.seeds == (0, 1, 2) and not file.sweep
+    assert p.data.root == "data/drawn_seeds" and p.data.drawn.persons >= 96
+    assert list(p.stage2.variants) == [
+        *("ce", "ce_triplet", "ce_center", "ce_arcface"),
+        *("ce_triplet_center", "ce_triplet_arcface", "ce_supcon"),
+    ]
+    assert set(p.stage2.variants) == set(LOSSES) and p.model == load(study="demo").model
+    assert len(load(study="demo").stage2.variants) == 4
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_file_builds_its_losses(name: str) -> None:
+    losses = pytest.importorskip("handclip_lib.losses")
+    (told,) = load(overrides={"stage2.variants": [name]}).stage2.variants.values()
+    dims = {"penult": 8, "pool": 8, "proj": 4}
+    criterion = losses.build_loss(told, 3, dims)
+    z = {key: torch.randn(6, width) for key, width in dims.items()}
+    terms = criterion(z, torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert set(terms) == {spec.type for spec in told} == set(criterion.needs)
+    short = ["ce" if spec.type == "cross_entropy" else spec.type for spec in told]
+    assert "_".join(short) == name, "a file's name says its losses"
+    if "arcface" in terms:
+        assert criterion.needs["cross_entropy"] == ("pool_bn",)
+        assert criterion.needs["arcface"] == ("proj_bn",)
 
 
 def test_defaults_suit_a_bare_call() -> None:
@@ -146,6 +222,26 @@ def test_the_table_shows_what_differs() -> None:
     assert "split.legacy_tree" not in rows
 
 
+@pytest.mark.parametrize("name", ["ce", "ce_arcface", "ce_triplet", "ce_triplet_center"])
+def test_the_users_four_stage_2_files_are_studies(name: str, tmp_path: Path) -> None:
+    types = ["cross_entropy", *name.split("_")[1:]]
+    lines = "".join(f"  - type: {one}\n" for one in types)
+    text = re.sub(r"(?<=losses:\n)(  - .*\n)+", lines, USERS_STAGE_2)
+    file = tmp_path / f"train_vitb16_11k_dorsal_r_{name}.yml"
+    file.write_text(text.replace("_ce_triplet_center\n", f"_{name}\n"))
+    p = load(study=str(file))
+    assert {key: [loss.type for loss in v] for key, v in loss_variants(p).items()} == {name: types}
+    assert p.aspect == "dorsal_r" and p.experiment == f"stage2_vitb16_11k_dorsal_r_{name}"
+    assert p.stage2.save_dir == "saved_models/" and p.reports == "train_logs/"
+    assert p.stage2.resume_from.startswith("saved_models/stage1_frozen_text_vitb16")
+    file.write_text(text.replace("variant: finetuned", "variant: baseline"))
+    assert load(study=str(file)).stage2.variant == "baseline"
+    file.write_text("extends: 11k_vitb16\n" + text)
+    extended = load(study=str(file))
+    assert loss_variants(extended).keys() == {name}, "the user's losses, not the study's variants"
+    assert extended.baseline.beside == load(study="11k_vitb16").baseline.beside
+
+
 def test_the_users_stage_2_file_is_a_study(tmp_path: Path) -> None:
     file = tmp_path / "train_vitb16_11k_dorsal_r_ce_triplet.yml"
     file.write_text(USERS_STAGE_2)
@@ -189,16 +285,16 @@ def test_paths_start_at_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert params.cache_dir() == tmp_path / "cache"
 
 
-# Fields of these branches may wait for the notebook that reads them, and no longer.
-WAITING = {"stage1": "02_*.ipynb", "stage2": "03_*.ipynb", "experiment": "03_*.ipynb"}
+# Fields of these branches may wait for the notebook that needs them, and no longer.
+WAITING = {"stage1": "02_*.ipynb", "stage2": "03_*.ipynb", "spec": "03_*.ipynb"}
 
 
 def test_every_field_is_read() -> None:
     sources = list(_sources())
     dead = [
         f"{branch}.{field}".lstrip(".")
-        for branch, node, field in _fields(Params, "")
-        if not any(_reads(tree, branch, node, field) for tree in sources)
+        for branch, nodes, field in [*_fields(Params, ""), *_fields(LossSpec, "spec")]
+        if not any(_reads(tree, branch, node, field) for node in nodes for tree in sources)
     ]
     waiting = {
         key for key, file in WAITING.items() if not any((params.ROOT / "notebooks").glob(file))
@@ -216,6 +312,7 @@ def test_every_field_is_read() -> None:
         "for told in (1, p.data.drawn):\n    print(told.persons)",
         "def draw(told: Drawn) -> int:\n    return told.persons",
         "def draw(told: 'Drawn | None') -> int:\n    return told.persons",
+        "class Draw:\n    told: Drawn\n    def all(self):\n        return self.told.persons",
     ],
 )
 def test_a_read_field_is_seen_and_a_dead_one_too(source: str) -> None:
@@ -227,21 +324,32 @@ def test_a_read_field_is_seen_and_a_dead_one_too(source: str) -> None:
     assert not _reads(written, "data.drawn", "Drawn", "persons")
 
 
-def _fields(node: type[Node], branch: str) -> Iterator[tuple[str, str, str]]:
-    """(branch, its class, field) of every leaf; a branch used elsewhere too counts as one."""
+def test_a_field_that_branches_share_may_be_read_by_the_name_of_what_they_share() -> None:
+    told = {(b, f): names for b, names, f in _fields(Params, "")}
+    assert told["stage1", "lr"] == ["Stage1", "Training"]
+    assert told["stage2", "resume_from"] == ["Stage2"], "no other stage has it"
+    assert ("stage2.augment", "flip") in told and ("stage1.gradual", "every") in told
+
+
+def _fields(node: type[Node], branch: str) -> Iterator[tuple[str, list[str], str]]:
+    """(branch, its class and those that it has the field from, field) of every leaf.
+
+    A branch used elsewhere too counts as one.
+    """
     for name, field in node.model_fields.items():
         kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
         inner = [k for k in kinds if issubclass(k, Node)]
         if inner and inner[0].__name__.lower() == name:
             yield from _fields(inner[0], f"{branch}.{name}".lstrip("."))
         else:
-            yield branch, node.__name__, name
+            classes = [c for c in node.__mro__ if issubclass(c, Node) and name in c.model_fields]
+            yield branch, [c.__name__ for c in classes], name
 
 
 def _sources() -> Iterator[list[ast.AST]]:
-    """Every module but the schema, and every notebook's code."""
+    """Every module but the schemas, and every notebook's code."""
     for path in sorted((params.ROOT / "handclip_lib").rglob("*.py")):
-        if path.name != "schema.py":
+        if not path.name.startswith("schema"):
             yield list(ast.walk(ast.parse(path.read_text())))
     for path in sorted((params.ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
@@ -260,9 +368,10 @@ def _reads(tree: list[ast.AST], branch: str, node: str, field: str) -> bool:
         elif isinstance(part, ast.For | ast.comprehension) and isinstance(part.iter, ast.Tuple):
             for value in part.iter.elts:
                 owners |= set(_names_for(part.target, value, near))
-        elif isinstance(part, ast.arg) and part.annotation:
+        elif isinstance(part, ast.arg | ast.AnnAssign) and part.annotation:
             said = ast.unparse(part.annotation)
-            owners |= {part.arg} if re.search(rf"\b{node}\b", said) else set()
+            name = part.arg if isinstance(part, ast.arg) else ast.unparse(part.target)
+            owners |= {name} if re.search(rf"\b{node}\b", said) else set()
     return any(
         isinstance(part, ast.Attribute)
         and isinstance(part.ctx, ast.Load)
@@ -278,6 +387,126 @@ def _names_for(target: ast.expr, value: ast.expr, near: str) -> Iterator[str]:
             yield from _names_for(one, other, near)
     elif isinstance(target, ast.Name) and getattr(value, "attr", "") == near:
         yield target.id
+
+
+def _studies(folder: Path, **texts: str) -> str:
+    """Study files beside each other; the path of the first."""
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return str(folder / f"{next(iter(texts))}.yaml")
+
+
+def test_a_study_extends_another_and_wins(tmp_path: Path) -> None:
+    study = _studies(
+        tmp_path,
+        mine="extends: middle.yaml\nstage1: {epochs: 3}\nbaseline.projections: [pca]",
+        middle="extends: smoke\nstage1: {epochs: 7, lr: 2e-4}\naspect: palmar_l",
+    )
+    p, smoke = load(study=study), load(study="smoke")
+    assert (p.study, p.aspect) == ("mine", "palmar_l")
+    assert (p.stage1.epochs, p.stage1.lr) == (3, 2e-4), "the nearest says it last"
+    assert p.baseline.projections == ("pca",), "a list replaces"
+    assert p.data == smoke.data and p.baseline.beside == smoke.baseline.beside
+    assert load(study=study, overrides={"stage1.epochs": 5}).stage1.epochs == 5
+    assert params.own_aspect(study) == "palmar_l"
+
+
+def test_a_relative_extends_counts_from_the_file_then_from_the_project(tmp_path: Path) -> None:
+    study = _studies(tmp_path, mine="extends: ./other.yaml", other="extends: params/smoke.yaml")
+    assert load(study=study).data == load(study="smoke").data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: mine.yaml", r"extends: mine\.yaml → mine\.yaml goes in a circle"),
+        ("extends: other.yaml", r"mine\.yaml → other\.yaml → mine\.yaml goes in a circle"),
+        ("extends: dmeo", r"mine\.yaml, extends: no study 'dmeo'; did you mean 'demo'\?"),
+        ("extends: gone.yaml", r"mine\.yaml, extends: no study file .*gone\.yaml"),
+        ("sweep: [a]", r"sweep: mine\.yaml must give \{variant: \{parameter: value\}\}"),
+        ("sweep: {a: {}}", r"sweep: mine\.yaml must give"),
+        ("sweep: {a: {seed: 1}}", r"seed: pass it .* not in sweep\.a of mine\.yaml"),
+        ("seeds: 3", r"seeds: mine\.yaml must give a list of int, got 3"),
+        ("seeds: [true]", r"seeds: mine\.yaml must give a list of int"),
+        ("notebooks: 02_stage1", r"notebooks: mine\.yaml must give a list of str"),
+        ("sweeps: {a: {stage1.lr: 1}}", r"'sweeps'; did you mean 'sweep'\?"),
+    ],
+)
+def test_a_bad_study_file_says_where(text: str, message: str, tmp_path: Path) -> None:
+    study = _studies(tmp_path, mine=text, other="extends: mine.yaml")
+    with pytest.raises(ParamError, match=message):
+        load(study=study)
+
+
+def test_a_key_of_the_file_is_no_parameter() -> None:
+    with pytest.raises(ParamError, match="sweep: belongs at the top of a study file"):
+        load(overrides={"sweep": {"a": {"stage1.lr": 1}}})
+
+
+def test_a_tag_names_a_variant_of_the_sweep(tmp_path: Path) -> None:
+    study = _studies(
+        tmp_path,
+        mine="extends: smoke\nsweep:\n  fast: {stage1.lr: 1e-2}\n  0.5: {stage2: {lr: 0.5}}",
+        child="extends: mine.yaml\nstage1.epochs: 9",
+        alone="extends: mine.yaml\nsweep: {slow: {stage1.lr: 1e-6}}",
+    )
+    plain = load(study=study)
+    assert plain.stage1.lr == load(study="smoke").stage1.lr and plain.tag == ""
+    assert load(study=study, tag="fast").stage1.lr == 1e-2
+    assert load(study=study, tag="0.5").stage2.lr == 0.5
+    assert load(study=study, tag="fast", overrides={"stage1.lr": 0.3}).stage1.lr == 0.3
+    assert load(study=study, tag="mine", overrides={"stage1.lr": 0.3}).tag == "mine"
+    with pytest.raises(ParamError, match=r"tag: study 'mine' has no variant 'fst'.*mean 'fast'\?"):
+        load(study=study, tag="fst")
+    child = load(study=str(tmp_path / "child.yaml"), tag="fast")
+    assert (child.stage1.epochs, child.stage1.lr) == (9, 1e-2), "a sweep is extended, too"
+    assert list(params.read_study(str(tmp_path / "alone.yaml")).sweep) == ["slow"]
+
+
+def test_variants_are_names_of_loss_files_or_lists(tmp_path: Path) -> None:
+    p = load(study="smoke", overrides={"stage2.variants": ["ce_triplet", "ce"]})
+    assert list(p.stage2.variants) == ["ce_triplet", "ce"]
+    assert [spec.type for spec in p.stage2.variants["ce_triplet"]] == ["cross_entropy", "triplet"]
+    mine = {"mine": [{"type": "triplet", "weight": 2}]}
+    p = load(study="smoke", overrides={"stage2": {"variants": mine}})
+    assert list(p.stage2.variants) == ["mine"] and p.stage2.variants["mine"][0].weight == 2
+    assert loss_variants(p) == p.stage2.variants
+    assert list(load(study="smoke", overrides="stage2.variants: ce").stage2.variants) == ["ce"]
+    with pytest.raises(ParamError, match=r"no losses 'ce_tripet'; did you mean 'ce_triplet'\?"):
+        load(overrides={"stage2.variants": ["ce_tripet"]})
+    with pytest.raises(ParamError, match=r"stage2\.variants: 'a/b' becomes part of file names"):
+        load(overrides={"stage2": {"variants": {"a/b": [{"type": "triplet"}]}}})
+    study = _studies(tmp_path, child="extends: smoke\nstage2: {variants: {own: [{type: center}]}}")
+    assert list(load(study=study).stage2.variants) == ["own"], "they replace the study's"
+
+
+def test_losses_take_the_place_of_variants_from_beneath(tmp_path: Path) -> None:
+    mine = [{"type": "cross_entropy"}, {"type": "pml", "name": "CircleLoss"}]
+    p = load(study="smoke", overrides={"stage2.losses": mine})
+    assert p.stage2.variants == {} and list(loss_variants(p)) == ["ce_CircleLoss"]
+    study = _studies(
+        tmp_path,
+        child="extends: smoke\nstage2.losses: [{type: center}]\nsweep: {a: {stage2.lr: 0.1},"
+        " b: {stage2.variants: [ce]}}",
+    )
+    assert list(loss_variants(load(study=study))) == ["center"]
+    assert list(loss_variants(load(study=study, tag="a"))) == ["center"]
+    assert list(loss_variants(load(study=study, tag="b"))) == ["ce"]
+    both = {"losses": mine, "variants": ["ce"]}
+    with pytest.raises(ParamError, match="stage2: overrides gives both losses and variants"):
+        load(overrides={"stage2": both})
+    study = _studies(tmp_path, both="losses: [{type: triplet}]\nstage2: {variants: [ce]}")
+    with pytest.raises(ParamError, match=r"stage2: both\.yaml gives both"):
+        load(study=study)
+
+
+def test_the_features_of_a_loss_survive_yamls_on(tmp_path: Path) -> None:
+    assert yaml.safe_load("on: 1") == {True: 1}  # what YAML 1.1 makes of it
+    line = "[{type: triplet, on: [pool]}]"
+    study = _studies(tmp_path, mine=f"stage2: {{variants: {{a: {line}}}}}")
+    assert load(study=study).stage2.variants["a"][0].on == ("pool",)
+    told = {"stage2.losses": yaml.safe_load(line)}  # as --set reads it
+    assert load(overrides=told).stage2.losses[0].on == ("pool",)
 
 
 @pytest.mark.parametrize("key", ["aspect", "study", "seed", "tag"])

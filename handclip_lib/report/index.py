@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,92 +12,43 @@ from PIL import Image
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.charts import interval_chart
-from handclip_lib.report.page import banner, facts, page, provenance
-from handclip_lib.report.runs import read_json, replace_text, reports_root
+from handclip_lib.report.page import banner, facts, page, percent_cell, provenance
+from handclip_lib.report.results import Finished, finished_runs, results, seed_means
+from handclip_lib.report.runs import replace_text, reports_root
+from handclip_lib.report.sweeps import comparison, over_seeds
 from handclip_lib.schema import Params
 
 _SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
 _GALLERIES = (("own", "own gallery"), ("all", "all aspects"))
-_COLUMNS = (
-    "study", "seed", "aspect", "notebook", "tag", "data", "variant", "gallery", "metric", "mean",
-    "ci95_low", "ci95_high", "queries", "entries", "persons", "manifest_sha256", "commit",
-)  # fmt: skip
 _THUMB = (380, 260)  # pixels: twice what is shown, for dense screens
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished run as its folder tells it."""
-
-    folder: Path
-    metrics: dict[str, Any]
-    stamp: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Aspect, seed and tag in words."""
-        return f"{_aspect(self.metrics['aspect'])}, {self.which}"
-
-    @property
-    def which(self) -> str:
-        """Seed and tag in words."""
-        m = self.metrics
-        return f"seed {m['seed']}" + (f", {m['tag']}" if m["tag"] else "")
-
-    @property
-    def anchor(self) -> str:
-        """Where the index page shows it."""
-        m = self.metrics
-        return "-".join(str(m[k]) for k in ("notebook", "aspect", "seed", "tag") if m[k] != "")
-
-
 def write_index(p: Params) -> Path:
-    """Write a study's index.html and results.csv into its reports; returns index.html's path.
+    """Write a study's index.html, results.csv and means.csv; returns index.html's path.
 
-    Every number comes from a metrics.json; ValueError when the study has no finished run.
+    means.csv holds means over seeds, where there are several. Every number comes from a
+    metrics.json; ValueError when the study has no finished run.
     """
     root = reports_root(p) / p.study
     runs = finished_runs(root)
     if not runs:
         raise ValueError(f"no finished run in {root}; make some: handclip study {p.study}")
-    replace_text(root / "results.csv", results(runs).to_csv(index=False, lineterminator="\n"))
+    numbers = results(runs)
+    means = seed_means(numbers)
+    replace_text(root / "results.csv", _csv(numbers))
+    if len(means):
+        replace_text(root / "means.csv", _csv(means))
     titles = list(dict.fromkeys(run.metrics["data"] for run in runs))
     parts = [_head(p.study, p.experiment, titles, runs), _headline(runs)]
+    parts += [comparison(numbers), over_seeds(means)]
     parts += [_zero_shot(runs), _unfinished(root), _runs(runs, root), _provenance(runs)]
     title = f"{p.study} · {', '.join(titles)}"
     replace_text(root / "index.html", page(title, "\n".join(filter(None, parts))))
     return root / "index.html"
 
 
-def finished_runs(root: Path) -> list[Finished]:
-    """The finished runs of a study's folder, by notebook, aspect, seed and tag."""
-    paths = [*root.glob("seed*/*/*/metrics.json"), *root.glob("seed*/*/*/*/metrics.json")]
-    paths = [f for f in paths if not f.parent.name.startswith(".")]  # put aside by a re-run
-    runs = [Finished(f.parent, read_json(f), read_json(f.with_name("stamp.json"))) for f in paths]
-    order = list(ASPECTS)
-
-    def key(run: Finished) -> tuple[str, int, int, str]:
-        m = run.metrics
-        return m["notebook"], order.index(m["aspect"]), m["seed"], m["tag"]
-
-    return sorted(runs, key=key)
-
-
-def results(runs: list[Finished]) -> pd.DataFrame:
-    """One row for each number: study, seed, aspect, notebook, variant, gallery, metric, mean …"""
-    rows = []
-    for run in runs:
-        m = run.metrics
-        head = [m[k] for k in ("study", "seed", "aspect", "notebook", "tag", "data")]
-        tail = [m["manifest_sha256"], run.stamp["git"]["commit"]]
-        for variant, galleries in m["variants"].items():
-            for gallery, scores in galleries.items():
-                counts = [scores[k] for k in ("queries", "gallery", "persons")]
-                for metric, value in scores.items():
-                    if isinstance(value, dict):
-                        row = [variant, gallery, metric, value["mean"], *value["ci95"], *counts]
-                        rows.append([*head, *row, *tail])
-    return pd.DataFrame(rows, columns=list(_COLUMNS))
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def _head(study: str, experiment: str, titles: list[str], runs: list[Finished]) -> str:
@@ -150,7 +100,7 @@ def _headline(runs: list[Finished]) -> str:
 
 def _row(run: Finished, variant: str, galleries: dict[str, Any]) -> str:
     cells = "".join(
-        _cell(galleries[gallery][metric]["mean"], galleries[gallery][metric]["ci95"])
+        percent_cell(galleries[gallery][metric]["mean"], galleries[gallery][metric]["ci95"])
         if gallery in galleries
         else "<td>–</td>"
         for gallery, _ in _GALLERIES
@@ -163,16 +113,11 @@ def _row(run: Finished, variant: str, galleries: dict[str, Any]) -> str:
     return f'<tr><td class="name">{link}<small>{of}</small></td>{cells}<td>{persons}</td></tr>'
 
 
-def _cell(mean: float, interval: list[float]) -> str:
-    low, high = interval
-    return f"<td>{100 * mean:.1f}<small>{100 * low:.1f}–{100 * high:.1f}</small></td>"
-
-
 def _zero_shot(runs: list[Finished]) -> str:
     rows = [
         f'<tr><td class="name">{html.escape(_aspect(run.metrics["aspect"]))} · '
         f"{html.escape(tower)}<small>{html.escape(run.which)}</small></td>"
-        f"{_cell(answer['ensemble']['accuracy'], answer['ensemble']['ci95'])}"
+        f"{percent_cell(answer['ensemble']['accuracy'], answer['ensemble']['ci95'])}"
         f"<td>{100 * answer['chance']:.1f}</td><td>{answer['images']}</td></tr>"
         for run in runs
         if "zero_shot" in run.metrics

@@ -108,3 +108,9 @@ def provenance(stamp: dict[str, Any]) -> dict[str, str]:
         "machine": f"{stamp['device']}; {stamp['platform']}",
         "time and memory": f"{stamp['seconds']:.0f} s; peak {memory}",
     }
+
+
+def percent_cell(mean: float, interval: Iterable[float]) -> str:
+    """A table cell of a 0–1 metric in per cent, its interval (low, high) below it."""
+    low, high = interval
+    return f"<td>{100 * mean:.1f}<small>{100 * low:.1f}–{100 * high:.1f}</small></td>"

@@ -1,0 +1,149 @@
+"""The numbers of a study's finished runs, as tables: each run, and means over seeds."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from handclip_lib.aspects import ASPECTS
+from handclip_lib.evaluate.statistics import holm, paired_test
+from handclip_lib.report.runs import read_json
+
+_COLUMNS = (
+    "study", "seed", "aspect", "notebook", "tag", "data", "variant", "gallery", "metric", "mean",
+    "ci95_low", "ci95_high", "queries", "entries", "persons", "manifest_sha256", "commit",
+    "difference", "difference_low", "difference_high", "p",
+)  # fmt: skip
+_PLACE = {"rank1": 0, "map": 1}  # in a person's [mean rank-1, mean AP, number of queries]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run as its folder tells it."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    stamp: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Aspect, seed and tag in words."""
+        return f"{ASPECTS[self.metrics['aspect']].title}, {self.which}"
+
+    @property
+    def which(self) -> str:
+        """Seed and tag in words."""
+        m = self.metrics
+        return f"seed {m['seed']}" + (f", {m['tag']}" if m["tag"] else "")
+
+    @property
+    def anchor(self) -> str:
+        """Where the index page shows it."""
+        m = self.metrics
+        return "-".join(str(m[k]) for k in ("notebook", "aspect", "seed", "tag") if m[k] != "")
+
+
+def finished_runs(root: Path) -> list[Finished]:
+    """The finished runs of a study's folder, by notebook, aspect, seed and tag (none first)."""
+    paths = [*root.glob("seed*/*/*/metrics.json"), *root.glob("seed*/*/*/*/metrics.json")]
+    paths = [f for f in paths if not f.parent.name.startswith(".")]  # put aside by a re-run
+    runs = [Finished(f.parent, read_json(f), read_json(f.with_name("stamp.json"))) for f in paths]
+    order = list(ASPECTS)
+
+    def key(run: Finished) -> tuple[str, int, int, str]:
+        m = run.metrics
+        return m["notebook"], order.index(m["aspect"]), m["seed"], m["tag"]
+
+    return sorted(runs, key=key)
+
+
+def results(runs: list[Finished]) -> pd.DataFrame:
+    """One row for each number: study, seed, aspect, notebook, tag, variant, gallery, metric, mean …
+
+    A run with a tag is set against the one without, of the same notebook, aspect, seed and
+    variant: `difference` (its mean less that one's) and, where both runs hold the scores of the
+    same persons, its 95 % interval, the sign-flip test's `p`, and `p_holm` among all tags.
+    """
+    plain = {_place(run): run for run in runs if not run.metrics["tag"]}
+    rows = []
+    for run in runs:
+        m = run.metrics
+        base = plain.get(_place(run)) if m["tag"] else None
+        head = [m[k] for k in ("study", "seed", "aspect", "notebook", "tag", "data")]
+        tail = [m["manifest_sha256"], run.stamp["git"]["commit"]]
+        for variant, gallery, metric, value, scores in _numbers(m):
+            counts = [scores[k] for k in ("queries", "gallery", "persons")]
+            row = [*head, variant, gallery, metric, value["mean"], *value["ci95"], *counts, *tail]
+            rows.append([*row, *_against(run, base, variant, gallery, metric)])
+    frame = pd.DataFrame(rows, columns=list(_COLUMNS))
+    frame["p_holm"] = math.nan
+    keys = ["aspect", "seed", "notebook", "variant", "gallery", "metric"]
+    for _, group in frame.dropna(subset="p").groupby(keys):
+        told = holm({str(index): p for index, p in group["p"].items()})
+        frame.loc[group.index, "p_holm"] = list(told.values())
+    return frame
+
+
+def seed_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds of `results`, where there are two or more.
+
+    Columns after the run's: mean, sd (over seeds), lowest, highest, difference (mean of those to
+    the run without a tag), seeds.
+    """
+    keys = ["study", "aspect", "notebook", "tag", "data", "variant", "gallery", "metric"]
+    table = frame.groupby(keys, sort=False, as_index=False).agg(
+        mean=("mean", "mean"),
+        sd=("mean", "std"),
+        lowest=("mean", "min"),
+        highest=("mean", "max"),
+        difference=("difference", "mean"),
+        seeds=("seed", "nunique"),
+    )
+    return table[table["seeds"] > 1].reset_index(drop=True)
+
+
+def _place(run: Finished) -> tuple[Any, ...]:
+    return tuple(run.metrics[k] for k in ("notebook", "aspect", "seed"))
+
+
+def _numbers(metrics: dict[str, Any]) -> list[tuple[str, str, str, Any, Any]]:
+    return [
+        (variant, gallery, metric, value, scores)
+        for variant, galleries in metrics["variants"].items()
+        for gallery, scores in galleries.items()
+        for metric, value in scores.items()
+        if isinstance(value, dict)
+    ]
+
+
+def _against(
+    run: Finished, base: Finished | None, variant: str, gallery: str, metric: str
+) -> list[float]:
+    """[difference, low, high, p] of a number and the plain run's; NaN where it can't be told."""
+    unknown = [math.nan] * 4
+    if base is None or variant not in base.metrics["variants"]:
+        return unknown
+    old = base.metrics["variants"][variant].get(gallery, {}).get(metric)
+    if old is None:
+        return unknown
+    before, after = (_persons(r, variant) for r in (base, run))
+    same = {pid: told[2] for pid, told in before.items()} == {k: v[2] for k, v in after.items()}
+    if same and len(before) > 1 and gallery == "own" and metric in _PLACE:
+        times = [int(before[pid][2]) for pid in before]
+        a, b = (
+            np.repeat([told[pid][_PLACE[metric]] for pid in before], times)
+            for told in (before, after)
+        )
+        tested = paired_test(a, b, np.repeat(np.arange(len(times)), times))
+        return [tested["difference"], *tested["ci95"], tested["p"]]
+    new = run.metrics["variants"][variant][gallery][metric]
+    return [new["mean"] - old["mean"], *unknown[1:]]
+
+
+def _persons(run: Finished, variant: str) -> dict[str, Any]:
+    """{person: [mean rank-1, mean AP, queries]} in their own gallery; empty: not told."""
+    told = run.metrics.get("per_person", {})
+    return dict(told.get(variant, {}))

@@ -1,0 +1,120 @@
+"""Tables of a study's page that set runs side by side: variants of a sweep, and seeds."""
+
+import html
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from handclip_lib.aspects import ASPECTS
+from handclip_lib.report.page import percent_cell
+
+_SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
+_EMPTY = "<td>–</td>"
+
+
+def comparison(numbers: pd.DataFrame) -> str:
+    """HTML of tagged runs beside the run without a tag, in the aspect's own gallery; "" for none.
+
+    numbers: `results.results`. One block for each notebook, aspect, variant and seed.
+    """
+    own = _headline(numbers)
+    keys = ["notebook", "aspect", "variant", "seed"]
+    blocks = []
+    for key, block in own.groupby(keys, sort=False):
+        if not (block["tag"] != "").any():
+            continue
+        notebook, aspect, variant, seed = map(str, key)
+        name = f"{ASPECTS[aspect].title} · {variant}"
+        blocks.append(
+            f'<tr><th class="name" colspan="5">{html.escape(name)}'
+            f" <small>{html.escape(f'{notebook}, seed {seed}')}</small></th></tr>"
+        )
+        for tag, run in block.groupby("tag", sort=False):
+            blocks.append(_compared(str(tag), run.set_index("metric").to_dict("index")))
+    if not blocks:
+        return ""
+    names = "".join(f"<th>{words}</th>" for _, words in _SHOWN)
+    changes = "".join(f"<th>{words} against it</th>" for _, words in _SHOWN)
+    return (
+        '<h2>Variants of the study</h2><div class="scroll"><table id="variants"><thead>'
+        f'<tr><th class="name">run</th>{names}{changes}</tr></thead>'
+        f"<tbody>{''.join(blocks)}</tbody></table></div>"
+        "<p><small>Per cent, own gallery: mean over draws, below it the 95 % interval over "
+        "persons. Differences are to the study itself with the same aspect and seed; below them "
+        "their 95 % interval and the p of a sign-flip test over persons with Holm's correction, "
+        "where both runs scored the same persons.</small></p>"
+    )
+
+
+def over_seeds(means: pd.DataFrame) -> str:
+    """HTML of means over seeds, in the aspect's own gallery; "" without several seeds.
+
+    means: `results.seed_means`.
+    """
+    own = _headline(means)
+    if own.empty:
+        return ""
+    keys = ["notebook", "aspect", "variant", "tag"]
+    rows = [_meant(run) for _, run in own.groupby(keys, sort=False)]
+    changed = own["difference"].notna().any()
+    names = "".join(f"<th>{words}</th>" for _, words in _SHOWN)
+    changes = "".join(f"<th>{words} against plain</th>" for _, words in _SHOWN) if changed else ""
+    body = "".join(rows) if changed else "".join(row.replace(_EMPTY, "") for row in rows)
+    return (
+        '<h2>Means over seeds</h2><div class="scroll"><table id="seeds"><thead>'
+        f'<tr><th class="name">aspect · variant</th>{names}{changes}<th>seeds</th></tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        "<p><small>Per cent, own gallery: mean over seeds, below it the lowest and the highest. "
+        'More in <a href="means.csv">means.csv</a>.</small></p>'
+    )
+
+
+def _headline(table: pd.DataFrame) -> pd.DataFrame:
+    shown = [key for key, _ in _SHOWN]
+    return table[(table["gallery"] == "own") & table["metric"].isin(shown)]
+
+
+def _compared(tag: str, run: Mapping[Any, Any]) -> str:
+    """A row of the sweep's table. run: metric -> its row of the results."""
+    numbers = [run[key] for key, _ in _SHOWN]
+    cells = "".join(percent_cell(n["mean"], (n["ci95_low"], n["ci95_high"])) for n in numbers)
+    name = html.escape(tag) if tag else "the study itself"
+    changes = "".join(map(_change, numbers))
+    return f'<tr><td class="name">{name}</td>{cells}{changes}</tr>'
+
+
+def _change(number: Mapping[str, Any]) -> str:
+    if math.isnan(number["difference"]):
+        return _EMPTY
+    below = ""
+    if not math.isnan(number["p_holm"]):
+        low, high = (_signed(number[k]) for k in ("difference_low", "difference_high"))
+        below = f"<small>{low} to {high}, p {_p(number['p_holm'])}</small>"
+    return f"<td>{_signed(number['difference'])}{below}</td>"
+
+
+def _meant(run: pd.DataFrame) -> str:
+    """A row of the table over seeds, from the rows of its metrics."""
+    told: Mapping[Any, Any] = run.set_index("metric").to_dict("index")
+    numbers = [told[key] for key, _ in _SHOWN]
+    first = numbers[0]
+    cells = "".join(percent_cell(n["mean"], (n["lowest"], n["highest"])) for n in numbers)
+    against = [n["difference"] for n in numbers]
+    changes = "".join(_EMPTY if math.isnan(d) else f"<td>{_signed(d)}</td>" for d in against)
+    name = html.escape(f"{ASPECTS[first['aspect']].title} · {first['variant']}")
+    of = html.escape(first["notebook"] + (f", {first['tag']}" if first["tag"] else ""))
+    seeds = first["seeds"]
+    return (
+        f'<tr><td class="name">{name}<small>{of}</small></td>{cells}{changes}<td>{seeds}</td></tr>'
+    )
+
+
+def _signed(value: float) -> str:
+    """`+3.1` or `−0.4`: a difference of 0–1 metrics, in points of per cent."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
