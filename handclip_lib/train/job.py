@@ -130,7 +130,7 @@ def _fitted(job: Job, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         z = encode(learner, data.pixels, store.preprocess, fabric, job.p.evaluation.batch_size)
         criterion.start_centers(class_means(z, data.labels, len(classes)))
     validate, select = scorer(job.p, job.manifest, store, fabric, classes)
-    recipe = _recipe(job, learner, data, validate, select, key)
+    recipe = make_recipe(job, learner, data, validate, select, key)
     history = fit(recipe, settings, fabric, job.folder)
     best = history[history[select] == history[select].max()] if select else history
     facts = {
@@ -143,15 +143,22 @@ def _fitted(job: Job, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     return history, facts
 
 
-def _recipe(
+def make_recipe(
     job: Job,
     learner: Learner,
     data: Pictures,
-    validate: Callable[[Learner], dict[str, float]],
+    validate: Callable[[Learner], dict[str, float]] | None,
     select: str,
     key: str,
 ) -> Recipe:
+    """What `fit` is told of a job; `data`: the training pictures, on the device.
+
+    validate, select, key: as in Recipe.
+    """
     settings, encoder, fabric = job.settings, job.encoder, job.fabric
+    if settings.head_epochs and not any(w.requires_grad for w in learner.criterion.parameters()):
+        print(f"{job.name}: these losses have no heads to learn first; the tower learns at once")
+        settings = settings.model_copy(update={"head_epochs": 0})
     sampler = make_sampler(
         settings.sampler, data.labels.cpu().numpy(), data.aspects, settings.batch_size, job.p.seed
     )
