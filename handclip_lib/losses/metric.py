@@ -87,8 +87,8 @@ def contrastive(
     others, positive, negative = partners(z, y, bank)
     d = distances(z, others)
     cost = torch.where(positive, d.square(), F.relu(margin - d).square()) / 2
-    pairs = positive | negative  # each pair of the batch twice, so that bank's weigh as they should
-    return (cost * pairs).sum() / pairs.sum() if len(z) > 1 or bank else _nothing(z)
+    pairs = positive | negative  # a pair of the batch from both ends, one with the bank from one
+    return (cost * pairs).sum() / pairs.sum().clamp(min=1)
 
 
 def supcon(z: Tensor, y: Tensor, bank: Bank | None = None, *, temperature: Rate = 0.1) -> Tensor:
