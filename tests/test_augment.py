@@ -143,6 +143,9 @@ def test_scale_shift_and_crop_stay_in_their_ranges():
     cut = augmented(pixels, crop=0.2)
     wide = (spot(cut, 1) - spot(cut, 0)).norm(dim=1) / 10
     assert wide.min() > 0.99 and 1.2 < wide.max() < 1.26
+    side = (spot(cut, 0) - spot(PREP.normalise(pixels), 0) * wide[:, None])[wide > 1.05]
+    at = side / (wide[wide > 1.05, None] - 1) / torch.tensor([47.0, 31.0])
+    assert at.std(0).min() > 0.2 and at.min() > -1.1 and at.max() < 0.1  # anywhere inside
 
 
 def test_colour_follows_brightness_contrast_and_saturation_and_keeps_the_hue():

@@ -129,6 +129,12 @@ def test_pk_of_singletons_shows_all_of_them_in_turn():
     assert not {*epochs[0]} & {*epochs[1]}
 
 
+def test_pk_mixes_the_company_anew_in_every_cycle():
+    labels = np.repeat(np.arange(20), 8)
+    batches = [b for e in range(4) for b in made("pk", labels, 16).batches(e)]
+    assert len({frozenset(labels[b]) for b in batches}) == len(batches) == 40
+
+
 def test_too_few_identities_are_said_and_make_smaller_batches():
     labels = np.repeat([3, 5, 9], 10)  # labels with gaps, too
     aspects = np.array(["hand"] * 30)
