@@ -68,9 +68,28 @@ def test_overrides_need_a_tag(reports, tmp_path):
     with pytest.raises(params.ParamError, match=words):
         runs.open_run("01_baseline", _p(**{"model.fit": "pad"}))
     assert not reports.exists()
-    runs.open_run("01_baseline", _p(**{"stage1.lr": 1e-5}))
+    runs.open_run("01_baseline", _p(**{"stage1.lr": _p().stage1.lr}))
     (tmp_path / "mine.yaml").write_text("model.fit: pad")
     runs.open_run("01_baseline", params.load(study=str(tmp_path / "mine.yaml")))
+
+
+def test_a_variant_of_a_sweep_is_a_run_of_its_study(tmp_path):
+    study = tmp_path / "mine.yaml"
+    study.write_text("extends: smoke\nsweep: {wide: {model.fit: pad}}")
+    told = params.load(study=str(study), tag="wide")
+    assert runs.open_run("01_baseline", told).folder.name == "wide"
+    runs.check_tag(told, str(study))
+    more = params.load(study=str(study), tag="wide", overrides={"stage1.lr": 1.0})
+    words = r"the study 'mine' with its variant 'wide' and would take its folder:\n  stage1\.lr"
+    with pytest.raises(params.ParamError, match=words):
+        runs.check_tag(more, str(study))
+    mine = params.load(study=str(study), tag="mine", overrides={"stage1.lr": 1.0})
+    runs.check_tag(mine, str(study))
+    assert params.load(study="lr", tag="lr_1e-3").study == "lr"
+    with pytest.raises(params.ParamError, match="differs from the study 'lr' with its variant"):
+        runs.open_run(
+            "02_stage1", params.load(study="lr", tag="lr_1e-3", overrides="split.seed: 4")
+        )
 
 
 def test_moved_reports_are_the_same_run(reports):

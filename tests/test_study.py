@@ -159,6 +159,74 @@ def test_a_study_of_one_aspect_is_planned_for_that(tmp_path):
         study.plan(str(mine), ["00"], ["dorsal_r"], [0])
 
 
+@pytest.fixture
+def sweep(tmp_path):
+    """A study with two variants and its own notebook and seeds."""
+    told = f"extends: smoke\nnotebooks: [{_notebook(tmp_path, '00_good', '1')}]\nseeds: [3, 1]"
+    told += "\nsweep:\n  wide: {model.fit: pad}\n  other_data: {data.drawn.seed: 5}"
+    (tmp_path / "mine.yaml").write_text(told)
+    return str(tmp_path / "mine.yaml")
+
+
+def test_a_sweep_is_the_study_and_each_variant(sweep):
+    chains = study.plan(sweep, None, ["dorsal_r"], None)
+    told = [[(t.notebook.stem, t.params.seed, t.params.tag) for t in chain] for chain in chains]
+    assert told == [[("00_good", s, tag) for tag in ("", "wide", "other_data")] for s in (3, 1)]
+    assert chains[0][1].params.model.fit == "pad" and chains[0][0].params.model.fit is None
+    assert chains[0][1].name == "00_good  dorsal_r  seed 3  wide"
+    assert chains[0][1].folder.parts[-2:] == ("00_good", "wide")
+    (asked,) = study.plan(sweep, ["01"], ["dorsal_r"], [7])
+    assert {(t.notebook.stem, t.params.seed) for t in asked} == {("01_baseline", 7)}
+
+
+def test_a_sweep_runs_each_variant_under_its_tag(sweep, monkeypatch):
+    commands = []
+
+    class Child:
+        returncode = 0
+
+        def __init__(self, command, **kwargs):
+            commands.append(command)
+
+        def communicate(self):
+            return "", None
+
+        def poll(self, seconds=0):
+            return 0
+
+        wait = poll
+
+    monkeypatch.setattr(study.subprocess, "Popen", Child)
+    assert study.run_study(sweep, None, ["palmar_l"], None, say=lambda line: None) == 0
+    told = [{key: c[c.index(key) + 1] for key in ("--tag", "--seed", "--study")} for c in commands]
+    assert {t["--study"] for t in told} == {sweep}
+    tags = ["", "wide", "other_data"]
+    assert sorted((t["--seed"], tags.index(t["--tag"])) for t in told) == [
+        (seed, tag) for seed in ("1", "3") for tag in range(3)
+    ]
+
+
+def test_each_variant_stays_by_its_own_data(sweep, monkeypatch):
+    (chain,) = study.plan(sweep, None, ["dorsal_r"], [0])
+    for task in chain:
+        run = open_run("00_good", task.params)
+        shutil.copy(task.notebook, run.folder / "report.ipynb")
+        run.facts["manifest_sha256"] = f"of {task.params.data.drawn.seed}"
+        run.save({"data": TITLE, "variants": {}})
+        (run.folder / "report.html").write_text("x")
+    table = study.tables.read(None)
+    seen = []
+    monkeypatch.setattr(study.tables, "read", lambda p: seen.append(p.data.drawn.seed) or table)
+    manifest = lambda p, table: p.data.drawn.seed  # noqa: E731
+    monkeypatch.setattr(study.splits, "manifest_for", manifest)
+    monkeypatch.setattr(study.splits, "sha256", lambda manifest: f"of {manifest}")
+    assert not study._remaining([chain], False, False, lambda line: None)
+    assert sorted(seen) == [0, 5], "each data set is read once"
+    monkeypatch.setattr(study.splits, "sha256", lambda manifest: "of 0")
+    ((left,),) = study._remaining([chain], False, False, lambda line: None)
+    assert left.params.tag == "other_data"
+
+
 def test_dry_run_runs_nothing(tmp_path, reports):
     said: list[str] = []
     path = _notebook(tmp_path, "00_good", "1")
@@ -292,6 +360,102 @@ def test_results_csv_is_tidy_and_whole(reports):
         *expected["ci95"],
     ]
     assert row["queries"] == 9 and row["data"] == TITLE and row["study"] == "smoke"
+
+
+def _variant(mean_r1, mean_ap, persons):
+    told = {"rank1": mean_r1, "map": mean_ap}
+    score = {
+        k: {"mean": v, "ci95": [v - 0.01, min(1.0, v + 0.01)], "per_draw": [v]}
+        for k, v in told.items()
+    }
+    return {"own": score | {"queries": 8, "gallery": 4, "persons": persons}}
+
+
+def _trained(study_file, tag, seed, scores, per_person=None):
+    run = open_run("01_baseline", load("dorsal_r", study_file, seed, tag))
+    variants = {name: _variant(*two, 4) for name, two in scores.items()}
+    told = {"data": TITLE, "variants": variants}
+    run.save(told | ({"per_person": per_person} if per_person else {}))
+
+
+def _table(page, name):
+    parser = _Tables()
+    parser.feed(page)
+    return parser.tables.get(name, [])
+
+
+def test_variants_of_a_sweep_stand_beside_the_study(sweep, reports):
+    _trained(sweep, "", 3, {"stage1": (0.5, 0.6), "old": (0.2, 0.2)})
+    _trained(sweep, "wide", 3, {"stage1": (0.625, 0.55), "new": (0.7, 0.7)})
+    _trained(sweep, "wide", 1, {"stage1": (0.9, 0.9)})
+    page = write_index(load(study=sweep)).read_text()
+    rows = _table(page, "variants")
+    assert [row[0].split("|")[0] for row in rows[1:]] == [
+        *("dorsal right · stage1", "wide"),
+        *("dorsal right · stage1", "the study itself", "wide"),
+        *("dorsal right · new", "wide"),
+    ], "one block an aspect, variant and seed; what only the study has is in the table above"
+    assert rows[2][1:] == ["90.0|89.0–91.0", "90.0|89.0–91.0", "–", "–"], "no such seed to compare"
+    assert rows[5][1:] == ["62.5|61.5–63.5", "55.0|54.0–56.0", "+12.5", "−5.0"]
+    assert rows[7][3:] == ["–", "–"]
+    frame = pd.read_csv(reports / "mine" / "results.csv")
+    told = frame[frame["difference"].notna()]
+    assert set(told["variant"]) == {"stage1"} and set(told["seed"]) == {3}
+    assert list(told["difference"].round(6)) == [0.125, -0.05] and told["p"].isna().all()
+
+
+def test_the_same_persons_are_tested_in_pairs(sweep, reports):
+    # mean rank-1, mean AP and the number of queries of four persons: unequal numbers must weigh
+    before = {"1": [0.0, 0.5, 5], "2": [1.0, 0.5, 1], "3": [1.0, 0.5, 1], "4": [1.0, 0.5, 1]}
+    after = {pid: [1.0, 0.6, n] for pid, (_, _, n) in before.items()}
+    fewer = {pid: [1.0, 0.6, 1] for pid in before}
+    _trained(sweep, "", 3, {"stage1": (0.375, 0.5)}, {"stage1": before})
+    _trained(sweep, "wide", 3, {"stage1": (1.0, 0.6)}, {"stage1": after})
+    _trained(sweep, "other_data", 3, {"stage1": (1.0, 0.6)}, {"stage1": fewer})
+    page = write_index(load(study=sweep)).read_text()
+    frame = pd.read_csv(reports / "mine" / "results.csv").set_index(["tag", "metric"])
+    rank1, ap = frame.loc[("wide", "rank1")], frame.loc[("wide", "map")]
+    assert rank1["difference"] == pytest.approx(0.625) and rank1["p"] == 1.0, "one person differs"
+    assert ap["difference"] == pytest.approx(0.1) and ap["p"] == pytest.approx(2 / 16)
+    assert ap["difference_low"] == pytest.approx(0.1) == ap["difference_high"]
+    assert np.isnan(frame.loc[("other_data", "map"), "p"]), "other queries: no pairs"
+    rows = {row[0]: row for row in _table(page, "variants")}
+    assert rows["wide"][4] == "+10.0|+10.0 to +10.0, p 0.125"
+    assert rows["other_data"][4] == "+10.0"
+
+
+def test_several_tests_are_corrected_together(sweep, reports):
+    flat = {str(pid): [0.5, 0.5, 2] for pid in range(6)}
+    up = {pid: [0.6, 0.6, 2] for pid in flat}
+    _trained(sweep, "", 3, {"stage1": (0.5, 0.5)}, {"stage1": flat})
+    for tag in ("wide", "other_data"):
+        _trained(sweep, tag, 3, {"stage1": (0.6, 0.6)}, {"stage1": up})
+    write_index(load(study=sweep))
+    frame = pd.read_csv(reports / "mine" / "results.csv").dropna(subset="p")
+    assert list(frame["p"]) == pytest.approx([2 / 64] * 4)
+    assert list(frame["p_holm"]) == pytest.approx([4 / 64] * 4)
+
+
+def test_means_over_seeds(sweep, reports):
+    for seed, (plain, wide) in {0: (0.2, 0.3), 1: (0.4, 0.7)}.items():
+        _trained(sweep, "", seed, {"stage1": (plain, plain), "once": (0.1, 0.1)})
+        _trained(sweep, "wide", seed, {"stage1": (wide, wide)})
+    _trained(sweep, "other_data", 0, {"stage1": (0.9, 0.9)})
+    rows = _table(write_index(load(study=sweep)).read_text(), "seeds")
+    wide = next(row for row in rows if row[0].endswith("wide"))
+    assert wide[1:] == ["50.0|30.0–70.0", "50.0|30.0–70.0", "+20.0", "+20.0", "2"]
+    assert not any("other_data" in row[0] for row in rows), "one seed is no mean"
+    frame = pd.read_csv(reports / "mine" / "means.csv")
+    row = frame[(frame["tag"] == "wide") & (frame["metric"] == "map")].iloc[0]
+    assert (row["mean"], row["lowest"], row["highest"], row["seeds"]) == (0.5, 0.3, 0.7, 2)
+    assert row["sd"] == pytest.approx(np.std([0.3, 0.7], ddof=1))
+
+
+def test_a_plain_study_of_one_seed_has_neither_table(reports):
+    _scored("dorsal_r", np.random.default_rng(1))
+    page = write_index(load(study="smoke")).read_text()
+    assert not _table(page, "variants") and not _table(page, "seeds")
+    assert not (reports / "smoke" / "means.csv").exists()
 
 
 def test_index_names_every_data_set_and_real_ones_without_the_warning():
