@@ -35,7 +35,7 @@ class Balance(nn.Module):
         if kind == "uncertainty":
             self.s = nn.Parameter(torch.zeros(len(asked)))
         if kind == "ema":
-            self.register_buffer("average", torch.full((len(asked),), torch.nan))  # NaN: none yet
+            self.register_buffer("average", torch.zeros(len(asked)))  # 0: none yet
 
     def forward(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take note of a step's losses, scalars by name; gives all terms of the total."""
@@ -55,11 +55,13 @@ class Balance(nn.Module):
             told = {k: w * f for (k, w), f in zip(self.asked.items(), factors, strict=True)}
             return {**told, "uncertainty": 1.0}
         if self.kind == "ema":
-            factors = 1 / self.average.nan_to_num(1.0).clamp(min=LEAST)
+            seen = self.average > 0
+            factors = torch.where(seen, 1 / self.average.clamp(min=LEAST), 1.0)
             return {k: w * f for (k, w), f in zip(self.asked.items(), factors, strict=True)}
         return dict(self.asked)
 
     def _average(self, now: Tensor) -> None:
         """A loss of exactly 0 had no pair, or has nothing left to teach: its mean stays."""
-        mean = torch.where(self.average.isnan(), now, DECAY * self.average + (1 - DECAY) * now)
+        going = DECAY * self.average + (1 - DECAY) * now
+        mean = torch.where(self.average > 0, going, now)
         self.average.copy_(torch.where(now > 0, mean, self.average))

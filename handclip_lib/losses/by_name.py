@@ -110,7 +110,7 @@ def _arguments(cls: type) -> dict[str, Any]:
     for base in inspect.getmro(cls):
         if base.__module__.startswith("pytorch_metric_learning") and "__init__" in vars(base):
             for key, told in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
-                if told.kind is told.POSITIONAL_OR_KEYWORD and key != "self":
+                if told.kind not in (told.VAR_POSITIONAL, told.VAR_KEYWORD) and key != "self":
                     found.setdefault(key, told.default)
     return found
 

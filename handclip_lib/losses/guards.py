@@ -64,15 +64,17 @@ class MarginGuard(nn.Module):
     """
 
     factor: Tensor
+    told: Tensor
     total: Tensor
     count: Tensor
     last: Tensor
 
     def __init__(self, num_ids: int) -> None:
         super().__init__()
-        self.num_ids, self.told = num_ids, 1.0
+        self.num_ids = num_ids
         self.least = min(2 / num_ids, 0.5)
         self.register_buffer("factor", torch.ones(()))
+        self.register_buffer("told", torch.ones(()))  # the factor of the last message
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("last", torch.zeros(()))  # mean of the last whole window
@@ -91,15 +93,15 @@ class MarginGuard(nn.Module):
 
     def message(self) -> str:
         """What happened since it was last asked; empty when nothing did."""
-        factor = float(self.factor)
-        before, self.told = self.told, factor
-        if factor >= before:
+        if not self.factor < self.told:
             return ""
+        self.told.copy_(self.factor)
         return (
             f"the margin head guesses: its mean confidence over {WINDOW} steps is"
             f" {float(self.last):.4f}, below {self.least:.4f} (of {self.num_ids} identities, twice"
-            f" a guess), so its margin is lowered to {factor:g} of the one asked for. If this goes"
-            " on, the margin is not the cause: raise head_lr, warm up longer, or look at the labels"
+            f" a guess), so its margin is lowered to {float(self.factor):g} of the one asked for."
+            " If this goes on, the margin is not the cause: raise head_lr, warm up longer, or look"
+            " at the labels"
         )
 
 
