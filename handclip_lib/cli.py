@@ -146,9 +146,9 @@ def _doctor(_asked: argparse.Namespace) -> int:
 
 
 def _bench(asked: argparse.Namespace) -> int:
-    from handclip_lib.bench import bench
+    from handclip_lib.bench.table import bench
 
-    print(bench(asked.study).to_string(float_format="{:.3g}".format))
+    print(bench(asked.study).to_string(float_format="{:.3g}".format, na_rep=""))
     return 0
 
 

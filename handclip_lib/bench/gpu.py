@@ -1,0 +1,89 @@
+"""Rows that need a GPU: ViT-B/16 at full size, on noise for photographs, with random weights."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from handclip_lib.bench.row import Row, in_precision
+from handclip_lib.bench.training import BATCH, Trainer, data_path, make_trainer, precision
+from handclip_lib.device import make_fabric
+from handclip_lib.schema import Model, Params
+from handclip_lib.schema_train import Training
+from handclip_lib.train.fit import fit
+from handclip_lib.train.learner import Pictures
+
+IMAGES, PERSONS, SIDE = 890, 72, 224  # dorsal_r of 11k Hands, published split
+EPOCHS = 60
+_MATRIX = 8192  # rows and columns of the product that shows what the chip can do
+
+
+def rows(p: Params, folder: Path) -> list[Row]:
+    """Rows for stages 1 and 2 with ViT-B/16; the stage that is timed whole comes first.
+
+    What it compiles is then there for the others, and its time includes compilation, unless the
+    compiler finds in its cache on disk what an earlier run of this command compiled.
+    """
+    p = p.model_copy(update={"model": Model(name="ViT-B-16-quickgelu", pretrained="random")})
+    data = _noise(p)
+    whole = p.stage1.model_copy(update={"epochs": EPOCHS, "batch_size": BATCH})
+    steps = p.stage2.model_copy(update={"batch_size": BATCH})
+    compiled, half = (in_precision(p, "bf16-mixed", told) for told in (True, False))
+    stage = make_trainer(compiled, whole, data, folder)
+    fast, eager = (make_trainer(told, steps, data, folder) for told in (compiled, half))
+    full = make_trainer(in_precision(p, "32-true"), steps, data, folder)
+    name = "training step, ViT-B/16"
+    return [
+        _stage(stage, whole, folder),
+        data_path(f"{name} compiled, bf16", fast, "≤ 1.05; on an H200 ≥ 3,000 images/s"),
+        Row(f"{name}: compiled, against as it is", fast.from_batches, eager.from_batches),
+        precision(name, eager, full),
+        _peak(f"{name} compiled, bf16", fast, eager),
+    ]
+
+
+def _noise(p: Params) -> Pictures:
+    """Photographs of nothing on the device, as many and as large as a real stage has."""
+    fabric = make_fabric(p)
+    labels = torch.arange(IMAGES) % PERSONS
+    pixels = torch.randint(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=torch.uint8)
+    return Pictures(
+        images=tuple(f"{k}.jpg" for k in range(IMAGES)),
+        pixels=pixels.to(fabric.device),
+        pids=labels.numpy(),
+        aspects=np.full(IMAGES, p.aspect),
+        labels=labels.to(fabric.device),
+    )
+
+
+def _stage(trainer: Trainer, settings: Training, folder: Path) -> Row:
+    """A whole stage 1, as `fit` runs it, without scoring."""
+    return Row(
+        f"stage 1, {EPOCHS} epochs of {IMAGES} images, ViT-B/16 at {SIDE}², compiled, bf16",
+        lambda: fit(trainer.recipe, settings, trainer.fabric, folder),
+        None,
+        "< 30 s on an H200",
+        EPOCHS * IMAGES,
+    )
+
+
+def _peak(name: str, trainer: Trainer, eager: Trainer) -> Row:
+    """Steps against one matrix product repeated until it has made as many operations.
+
+    The operations of a step are counted in matrix products, convolutions and attention, forward
+    and backward, before compilation: the same for both trainers.
+    """
+    with FlopCounterMode(display=False) as counter:
+        eager.from_batches()
+    side = (_MATRIX, _MATRIX)
+    a, b = (torch.randn(side, device=trainer.fabric.device).bfloat16() for _ in range(2))
+    out = torch.empty_like(a)
+    times = max(1, round(counter.get_total_flops() / (2 * _MATRIX**3)))
+
+    def products() -> None:
+        for _ in range(times):
+            torch.mm(a, b, out=out)
+
+    words = "against bf16 matrix products of as many operations (1 / ratio: the share of the peak)"
+    return Row(f"{name}, {words}", trainer.from_batches, products, images=trainer.images)

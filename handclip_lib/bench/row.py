@@ -1,0 +1,27 @@
+"""What is timed, and in which precision."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from handclip_lib.schema import Params
+
+
+@dataclass(frozen=True)
+class Row:
+    """Two ways to one result. `kit` is this library's; `other` None: `kit` is timed alone, once.
+
+    goal: in words, of the ratio kit / other unless it says of what; images: that one call of
+    `kit` deals with.
+    """
+
+    name: str
+    kit: Callable[[], object]
+    other: Callable[[], object] | None
+    goal: str = ""
+    images: int = 0
+
+
+def in_precision(p: Params, precision: str, compiled: bool = False) -> Params:
+    """The same parameters with another precision of the device, the tower compiled or not."""
+    change = {"precision": precision, "compile": compiled}
+    return p.model_copy(update={"device": p.device.model_copy(update=change)})
