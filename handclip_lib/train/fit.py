@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 
 from handclip_lib.device import seed_step
 from handclip_lib.schema_train import Training
-from handclip_lib.train.history import read_history, write_history
+from handclip_lib.train.history import FILE, read_history, write_history
 from handclip_lib.train.optim import Schedule, check_optimizer
-from handclip_lib.train.resume import read_state, remove_states, write_state
+from handclip_lib.train.resume import read_state, remove_files, remove_parts, write_state
 from handclip_lib.train.terms import check_finite, detached, means, weighted_total
 
 __all__ = ["Recipe", "fit", "read_history"]
@@ -276,6 +276,7 @@ def _finish(run: _Run) -> None:
         run.learner.load_state_dict(held["learner"])
     elif run.ema is not None:
         run.learner.load_state_dict(run.ema.module.state_dict())
-    remove_states(run.file("best"), run.file("resume"))
+    remove_files(run.file("best"), run.file("resume"))
+    remove_parts(run.folder / FILE)
     run.learner.eval()
     seed_step(run.recipe.seed, run.at.batches)

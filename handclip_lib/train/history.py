@@ -9,6 +9,7 @@ import pandas as pd
 from handclip_lib.data.atomic import write_whole
 
 FILE = "history.csv"
+_WHOLE = ("epoch", "step")
 
 
 def write_history(folder: Path, variant: str, rows: Sequence[Mapping[str, float]]) -> Path:
@@ -32,11 +33,14 @@ def read_history(folder: Path, variant: str) -> pd.DataFrame:
     Raises FileNotFoundError where there is no history, KeyError where there is none of `variant`.
     """
     path = folder / FILE
-    told = pd.read_csv(path, converters={"variant": str}, float_precision="round_trip")
-    mine = told[told["variant"] == variant]
+    told = _text(path)
+    mine = told[told["variant"] == variant].reset_index(drop=True)
     if mine.empty:
         raise KeyError(f"{path} has no '{variant}', only {', '.join(told['variant'].unique())}")
-    return mine.dropna(axis=1, how="all").reset_index(drop=True)
+    columns = {name: cells for name, cells in mine.items() if (cells != "").any()}
+    numbers = {n: [float(c or "nan") for c in columns[n]] for n in columns if n != "variant"}
+    kinds = {name: int for name in _WHOLE if name in numbers}
+    return pd.DataFrame({"variant": columns["variant"]} | numbers).astype(kinds)
 
 
 def _text(source: Path | io.StringIO) -> pd.DataFrame:

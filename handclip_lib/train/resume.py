@@ -1,6 +1,6 @@
 """What a killed run goes on from: one file beside the checkpoints, there whole or not at all."""
 
-import contextlib
+import glob
 import io
 import pickle
 from pathlib import Path
@@ -51,9 +51,18 @@ def read_state(path: Path, key: str) -> dict[str, Any] | None:
     return state
 
 
-def remove_states(*paths: Path) -> None:
-    """Remove files of `write_state`, and what kills have left half-written beside them."""
+def remove_files(*paths: Path) -> None:
+    """Remove these files, where they are there, and what kills have left half-written of them."""
     for path in paths:
-        for part in (path, *path.parent.glob(f"{path.name}.*.part")):
-            with contextlib.suppress(FileNotFoundError):
-                part.unlink()
+        for found in (path, *_parts(path)):
+            found.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what kills have left half-written of `path`, not the file itself."""
+    for found in _parts(path):
+        found.unlink(missing_ok=True)
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.*.part"))
