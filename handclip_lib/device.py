@@ -32,4 +32,10 @@ def seed_step(seed: int, step: int) -> None:
     python, numpy, torch_high, torch_low = np.random.SeedSequence([seed, step]).generate_state(4)
     random.seed(int(python))
     np.random.seed(int(numpy))
-    torch.manual_seed(int(torch_high) << 32 | int(torch_low))
+    word = int(torch_high) << 32 | int(torch_low)
+    torch.default_generator.manual_seed(word)
+    # torch.manual_seed reaches devices that are not there, too, at a millisecond a call
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(word)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(word)
