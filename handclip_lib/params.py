@@ -85,7 +85,10 @@ def loss_variants(p: Params) -> dict[str, tuple[LossSpec, ...]]:
     """Stage 2's lists of losses by name: its variants, else `losses` by the name of their types.
 
     Cross-entropy is `ce` in a name, and a loss of pytorch-metric-learning goes by its own.
+    `stage2.variant: baseline` trains none.
     """
+    if p.stage2.variant == "baseline":
+        return {}
     if p.stage2.variants:
         return dict(p.stage2.variants)
     return {"_".join(_short(loss) for loss in p.stage2.losses): p.stage2.losses}

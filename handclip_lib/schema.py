@@ -44,7 +44,7 @@ class Model(Node):
     pretrained: str = "openai"  # an open_clip tag, a weights file, or empty for what `name` holds
     # Pixels, or (height, width); None: the tower's own
     image_size: Count | tuple[Count, Count] | None = None
-    mirror_left: bool = False  # left hands mirrored, in training and test alike
+    mirror_left: bool | None = None  # left hands mirrored throughout; None: as its weights record
     fit: Literal["squash", "pad", "hand"] | None = None  # None: as its weights record, else squash
 
 

@@ -88,11 +88,12 @@ def mix(
     Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
     """
     count = len(images) - first
-    on = [name for name in ("mixup", "cutmix") if getattr(settings, name)]
+    alphas = {"mixup": settings.mixup, "cutmix": settings.cutmix}
+    on = [name for name, alpha in alphas.items() if alpha]
     if not on or count < 2 or float(torch.rand(())) >= settings.mix:
         return None
     name = on[int(torch.randint(len(on), ()))]
-    alpha = torch.full((count,), float(getattr(settings, name)))
+    alpha = torch.full((count,), alphas[name])
     share = torch.distributions.Beta(alpha, alpha).sample()
     circle = torch.randperm(count)
     partner = torch.empty_like(circle)

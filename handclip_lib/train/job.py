@@ -155,25 +155,13 @@ def make_recipe(
 
     validate, select, key: as in Recipe.
     """
-    settings, encoder, fabric = job.settings, job.encoder, job.fabric
+    settings, encoder = job.settings, job.encoder
     if settings.head_epochs and not any(w.requires_grad for w in learner.criterion.parameters()):
         print(f"{job.name}: these losses have no heads to learn first; the tower learns at once")
         settings = settings.model_copy(update={"head_epochs": 0})
     sampler = make_sampler(
         settings.sampler, data.labels.cpu().numpy(), data.aspects, settings.batch_size, job.p.seed
     )
-    augmenter = Augmenter(settings.augment, encoder.preprocess)
-    num_ids = len(learner.neighbours)
-
-    def step(batch: np.ndarray) -> dict[str, torch.Tensor]:
-        at = torch.from_numpy(batch).to(fabric.device)
-        images, labels = augmenter(data.pixels[at]), data.labels[at]
-        first = _unmixed(settings, len(batch))
-        mixed = mix(images, labels, num_ids, settings.augment, first=first)
-        with fabric.autocast():
-            if mixed is None:
-                return learner(images, labels)
-            return learner(*mixed[:1], labels, mixed[1], first)
 
     def begin_epoch(epoch: int) -> None:
         open_layers(encoder, settings, epoch)
@@ -185,7 +173,7 @@ def make_recipe(
         name=job.name,
         learner=learner,
         optimizer=make_optimizer(encoder, learner.criterion, settings),
-        step=step,
+        step=_stepper(job, learner, data),
         weights=lambda: learner.criterion.weights,
         batches=lambda epoch: sampler.batches(epoch, learner.neighbours.cpu().numpy()),
         begin_epoch=begin_epoch,
@@ -195,6 +183,29 @@ def make_recipe(
         key=key,
         seed=job.p.seed,
     )
+
+
+def _stepper(
+    job: Job, learner: Learner, data: Pictures
+) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
+    """From the indices of a batch to its loss terms: augmented and, where asked, mixed."""
+    settings, fabric = job.settings, job.fabric
+    augmenter, num_ids = (
+        Augmenter(settings.augment, job.encoder.preprocess),
+        len(learner.neighbours),
+    )
+
+    def step(batch: np.ndarray) -> dict[str, torch.Tensor]:
+        at = torch.from_numpy(batch).to(fabric.device)
+        images, labels = augmenter(data.pixels[at]), data.labels[at]
+        first = _unmixed(settings, len(batch))
+        mixed = mix(images, labels, num_ids, settings.augment, first=first)
+        images, soft = mixed or (images, None)
+        with fabric.autocast():
+            terms: dict[str, torch.Tensor] = learner(images, labels, soft, first if mixed else None)
+        return terms
+
+    return step
 
 
 def _unmixed(settings: Training, size: int) -> int:

@@ -28,6 +28,8 @@ class Learner(nn.Module):
     batches only; a buffer, so that a killed run goes on with the same ones).
     """
 
+    neighbours: torch.Tensor
+
     def __init__(
         self, encoder: Encoder, criterion: Criterion, num_ids: int, compiled: bool = False
     ) -> None:
