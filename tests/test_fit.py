@@ -85,6 +85,20 @@ def test_seeds_of_a_step_reach_every_generator():
         assert all(a != b for a, b in zip(first, other, strict=True))
 
 
+def test_what_a_step_draws_depends_on_its_number_alone(tmp_path):
+    recipe, drawn = toy.make(), []
+
+    def step(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+        return recipe.step(rows)
+
+    wasteful = replace(recipe, step=step, begin_epoch=lambda _: torch.rand(3))
+    toy.train(wasteful, tmp_path, told(accumulate=2))
+    for k in (0, 1, 13, 35):
+        seed_step(0, k)
+        assert drawn[k] == (random.random(), float(np.random.rand()), float(torch.rand(())))
+
+
 class Stopped(Exception):
     """Ends a training in the middle, as a kill would, but inside this process."""
 
@@ -367,6 +381,11 @@ def test_losses_and_weights_must_pair(tmp_path):
             toy.train(replace(toy.make(), weights=lambda told=weights: told), tmp_path, told())
     with pytest.raises(ValueError, match="both a loss and a diagnostic.*ce"):
         toy.train(replace(toy.make(), diagnostics=lambda: {"ce": 1.0}), tmp_path, told())
+
+
+def test_an_epoch_without_a_batch_says_so(tmp_path):
+    with pytest.raises(ValueError, match="toy: no batch"):
+        toy.train(replace(toy.make(), batches=lambda _: []), tmp_path, told())
 
 
 def test_an_epoch_in_which_nothing_trains_says_so(tmp_path):

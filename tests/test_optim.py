@@ -97,6 +97,20 @@ def test_heads_have_their_own_rate(encoders):
     assert found["heads, no decay"]["weight_decay"] == 0
 
 
+def test_tables_do_not_decay(encoders):
+    own = nn.Module()
+    own.centers, own.proxies = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
+    for name, module in (("optim-timm", nn.Identity()), ("optim-vit", own)):
+        groups = optim.param_groups(encoders[name], module, Training(weight_decay=0.1))
+        decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        named = [*encoders[name].visual.named_parameters(), *module.named_parameters()]
+        tables = {n for n, p in named if p.ndim > 1 and not decay[id(p)]}
+        assert tables == {
+            "optim-timm": {"trunk.pos_embed", "trunk.cls_token"},
+            "optim-vit": {"positional_embedding", "centers"},
+        }[name] | ({"trunk.reg_token"} & tables)
+
+
 def test_resnet_and_timm_towers_are_grouped_by_their_stages(encoders):
     resnet = optim._ladder(encoders["optim-rn"].visual)
     assert resnet.steps[0] == "stem" and resnet.steps[-1] == "attention pool" and resnet.top == 5

@@ -109,7 +109,7 @@ def fit(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> 
     on from folder/checkpoints/<name>.resume.pt, at most `save_seconds` and an epoch back, and on
     the same machine ends with the same bits as one that was not.
     Raises FloatingPointError naming the losses that are not finite, AssertionError naming the
-    parameters that ask for a gradient and are not in the optimiser.
+    parameters that ask for a gradient and are not in the optimiser, ValueError without batches.
     """
     run = _start(recipe, settings, fabric, folder)
     _resume(run)
@@ -133,7 +133,10 @@ def _start(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) 
     learner = learner.module if lf.is_wrapped(learner) else fabric.to_device(learner)
     if not lf.is_wrapped(optimizer):
         optimizer = fabric.setup_optimizers(optimizer)
-    epoch_steps = math.ceil(len(recipe.batches(1)) / settings.accumulate)
+    batches = len(recipe.batches(1))
+    if not batches:
+        raise ValueError(f"{recipe.name}: no batch in an epoch: fewer images than a batch holds?")
+    epoch_steps = math.ceil(batches / settings.accumulate)
     schedule = Schedule(optimizer, settings, settings.epochs * epoch_steps)
     ema = ModelEmaV3(learner, decay=settings.ema, use_warmup=True) if settings.ema else None
     return _Run(

@@ -20,7 +20,9 @@ from handclip_lib.models.clip import Encoder
 from handclip_lib.schema_train import Training
 
 HEADS = "heads"
-_TABLES = re.compile(r"positional_embedding|pos_embed|_token\b|class_embedding|relative_position")
+_TABLES = re.compile(
+    r"positional_embedding|pos_embed|relative_position|class_embedding|_token$|\bcenters$"
+)
 _START = 0.01  # of the rate, where the warm-up begins (CLIP-ReID's ViT recipe)
 
 
@@ -41,11 +43,11 @@ def param_groups(encoder: Encoder, heads: nn.Module, settings: Training) -> list
 
     The image tower by depth and weight decay, then `heads` (necks, classifiers, proxies). A group
     has `params`, `lr`, `weight_decay`, `name`. lr = settings.lr · layer_decay^(top - depth); heads:
-    settings.lr · head_lr. No decay for one-dimensional parameters and tables of positions or
-    tokens. Depths: ViT 0 = stem and tables, 1 … L = blocks, L + 1 = ln_post and proj; ResNet
-    0 = stem, 1 … 4, 5 = attention pool; timm towers by their own stages, or one where they name
-    none. The text tower and logit_scale are in no group. Layer-wise decay: BEiT, Bao et al. 2022,
-    arXiv:2106.08254; timm's own grouping knows no open_clip tower.
+    settings.lr · head_lr. No decay for one-dimensional parameters and for tables of positions,
+    tokens or centres. Depths: ViT 0 = stem and tables, 1 … L = blocks, L + 1 = ln_post and proj;
+    ResNet 0 = stem, 1 … 4, 5 = attention pool; timm towers by their own stages, or one where they
+    name none. The text tower and logit_scale are in no group. Layer-wise decay: BEiT, Bao et al.
+    2022, arXiv:2106.08254; timm's own grouping knows no open_clip tower.
     """
     rows = [row for row in _rows(encoder, heads, settings) if row.pop("open_from") is not None]
     return [row for row in rows if row["params"]]
