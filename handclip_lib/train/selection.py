@@ -23,7 +23,7 @@ def held_manifest(manifest: pd.DataFrame) -> pd.DataFrame | None:
     None where there are no two such persons, one of whom has two images: nothing can be searched.
     """
     held = manifest[manifest["split"] == "select"].sort_values("image")
-    people = {int(pid): part for pid, part in held.groupby("pid")}
+    people = {int(part["pid"].iloc[0]): part for _, part in held.groupby("pid")}
     if len(people) < 2 or not any(len(part) > 1 for part in people.values()):
         return None
     draws = []
