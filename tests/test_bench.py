@@ -5,16 +5,18 @@ import dataclasses
 import pytest
 import torch
 
-from handclip_lib.bench import gpu, table, training
+from handclip_lib.bench import evaluation, gpu, table, training
 from handclip_lib.bench.row import Row
 from handclip_lib.data import tables
+from handclip_lib.schema import Model
 
 
 def test_every_row_times_both_ways(monkeypatch):
     every = tables.read(table.load(study="smoke"))
     one = every[every["aspect"] == "dorsal_r"]
     monkeypatch.setattr(table.tables, "read", lambda _: one)
-    monkeypatch.setattr(training, "STEPS", 1)
+    for module in (evaluation, training):
+        monkeypatch.setattr(module, "PHOTOGRAPHS", 24)
     monkeypatch.setattr(training, "BATCH", 16)
     timed = table.bench(repeats=1)
     assert list(timed.columns) == table.COLUMNS
@@ -41,45 +43,45 @@ def test_a_row_that_stands_alone_is_timed_once():
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory):
+def small(tmp_path_factory):
+    """The rows of a GPU, timed where none is: on a tiny tower, nothing compiled."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(gpu, "IMAGES", 24)
-    patch.setattr(gpu, "PERSONS", 6)
-    patch.setattr(gpu, "SIDE", 112)
-    p = training.in_precision(table.load(study="smoke"), "32-true")
-    data = gpu._noise(p)
+    patch.setattr(gpu, "TOWER", Model(name="tiny", pretrained=""))
+    sizes = {"IMAGES": 16, "PERSONS": 4, "SIDE": 112, "BATCH": 8, "EPOCHS": 1, "_MATRIX": 256}
+    for name, size in sizes.items():
+        patch.setattr(gpu, name, size)
+    patch.setattr(torch, "compile", lambda function: function)
+    yield tmp_path_factory.mktemp("bench")
     patch.undo()
-    folder = tmp_path_factory.mktemp("bench")
-    return training.make_trainer(p, p.stage2.model_copy(update={"batch_size": 8}), data, folder)
+
+
+def test_the_rows_of_a_gpu_work_in_their_order(small):
+    timed = {}
+    for row in gpu.rows(table.load(study="smoke"), small):
+        timed[row.name] = table._timed(row, 1)
+        assert len(timed) > 1 or (small / "history.csv").is_file(), "the stage runs first"
+    assert len(timed) == 5 and all(kit > 0 and rate > 0 for kit, *_, rate in timed.values())
+
+
+@pytest.fixture(scope="module")
+def trainer(small):
+    p = training.in_precision(table.load(study="smoke"), "32-true")
+    settings = p.stage2.model_copy(update={"batch_size": 8})
+    return training.make_trainer(p, settings, gpu._noise(p), small)
 
 
 def test_ready_batches_are_those_of_the_stage(trainer):
-    assert all(
-        len(images) == len(b) for (images, _), b in zip(trainer.ready, trainer.batches, strict=True)
-    )
+    sizes = [len(images) for images, _ in trainer.ready]
+    assert sizes == [len(batch) for batch in trainer.batches]
     training.data_path("x", trainer, "")  # compares the losses
     other = [(images.roll(1, 0), labels) for images, labels in trainer.ready]
     with pytest.raises(AssertionError, match="other batches"):
         training.data_path("x", dataclasses.replace(trainer, ready=other), "")
 
 
-def test_steps_train(trainer):
-    before = [x.detach().clone() for x in trainer.recipe.learner.parameters()]
-    trainer.from_pixels()
-    trainer.from_batches()
-    after = trainer.recipe.learner.parameters()
-    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def test_a_stage_that_is_timed_whole_runs_to_its_end(trainer, tmp_path):
-    settings = trainer.settings.model_copy(update={"epochs": 1})
-    row = gpu._stage(trainer, settings, tmp_path)
-    row.kit()
-    assert row.other is None and (tmp_path / "history.csv").is_file()
-
-
-def test_the_peak_is_measured_by_as_many_operations(trainer, monkeypatch):
-    monkeypatch.setattr(gpu, "_MATRIX", 512)
-    row = gpu._peak("x", trainer, trainer)
-    assert row.other is not None
-    row.other()
+def test_both_ways_train(trainer):
+    for steps in (trainer.from_pixels, trainer.from_batches):
+        before = [x.detach().clone() for x in trainer.recipe.learner.parameters()]
+        steps()
+        after = trainer.recipe.learner.parameters()
+        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from handclip_lib.bench.row import Row, in_precision
+from handclip_lib.bench.row import PHOTOGRAPHS, Row, in_precision
 from handclip_lib.data import splits
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.store import Store, decode, open_store
@@ -30,10 +30,11 @@ def rows(p: Params, table: pd.DataFrame, folder: Path) -> list[Row]:
     encoder = study_encoder(p)
     fabric.to_device(encoder)
     store = open_store(table, encoder.preprocess, folder / "evaluation")
-    images = table["image"].tolist()
+    few = table.head(PHOTOGRAPHS)
+    images = few["image"].tolist()
     return [
         _retrieval(),
-        _decoding(table, replace(encoder.preprocess, mirror_left=False), folder / "evaluation"),
+        _decoding(few, replace(encoder.preprocess, mirror_left=False), folder / "evaluation"),
         _embedding(p, encoder, store, images, fabric),
         _draws(p, table, encoder, store, fabric),
         _precision(p, encoder, store, images, fabric),

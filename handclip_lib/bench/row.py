@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from handclip_lib.schema import Params
 
+PHOTOGRAPHS = 256  # of a study, at most
+
 
 @dataclass(frozen=True)
 class Row:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from handclip_lib.bench.row import Row, in_precision
+from handclip_lib.bench.row import PHOTOGRAPHS, Row, in_precision
 from handclip_lib.data.augment import Augmenter
 from handclip_lib.data.store import open_store
 from handclip_lib.device import make_fabric, seed_step
@@ -21,7 +21,7 @@ from handclip_lib.train.job import Job, make_recipe, study_encoder
 from handclip_lib.train.learner import Learner, Pictures
 from handclip_lib.train.terms import weighted_total
 
-BATCH, STEPS = 64, 4  # images a step; optimiser steps of one timing
+BATCH = 64  # images a step
 _Batch = tuple[torch.Tensor, torch.Tensor]  # normalised images (B, 3, H, W), labels (B,)
 
 
@@ -34,12 +34,12 @@ class Trainer:
     recipe: Recipe
     optimizer: Any
     data: Pictures
-    batches: list[np.ndarray]  # the first ones of an epoch
-    ready: list[_Batch]  # the same ones, augmented and normalised, for seed 0
+    batches: list[np.ndarray]  # of an epoch
+    ready: list[_Batch]  # the same ones, augmented and normalised; the first one after seed 0
 
     @property
     def images(self) -> int:
-        """How many images the steps of one timing have."""
+        """How many images the batches of an epoch have together."""
         return sum(len(batch) for batch in self.batches)
 
     def terms(self, k: int) -> dict[str, torch.Tensor]:
@@ -50,8 +50,8 @@ class Trainer:
         return found
 
     def from_pixels(self) -> None:
-        """Steps with all that a stage does: sampler, index, augmentation, normalisation."""
-        for batch in self.recipe.batches(1)[: len(self.batches)]:
+        """An epoch with all that a stage does: sampler, index, augmentation, normalisation."""
+        for batch in self.recipe.batches(1):
             self._step(dict(self.recipe.step(batch)))
 
     def from_batches(self) -> None:
@@ -73,17 +73,17 @@ class Trainer:
 
 
 def rows(p: Params, table: pd.DataFrame, folder: Path) -> list[Row]:
-    """Rows for stage 2 of the study with all its photographs; `folder` takes what is cached."""
+    """Rows for stage 2 of the study on some of its photographs; `folder` takes what is cached."""
     settings = p.stage2.model_copy(update={"batch_size": BATCH})
-    data = _every(p, table, folder)
+    data = _pictures(p, table.head(PHOTOGRAPHS), folder)
     full = make_trainer(in_precision(p, "32-true"), settings, data, folder)
     half = make_trainer(in_precision(p, "bf16-mixed"), settings, data, folder)
     name = f"training step, {p.model.name}"
     return [data_path(name, full, "≤ 1.10"), sampling(full), precision(name, half, full)]
 
 
-def _every(p: Params, table: pd.DataFrame, folder: Path) -> Pictures:
-    """All photographs, on the device; a class is an aspect of a person, as where it is trained."""
+def _pictures(p: Params, table: pd.DataFrame, folder: Path) -> Pictures:
+    """A table's photographs on the device; a class is an aspect of a person, as in a stage."""
     fabric, encoder = make_fabric(p), study_encoder(p)
     images = table["image"].tolist()
     pixels = open_store(table, encoder.preprocess, folder / "training").pixels(images)
@@ -114,7 +114,7 @@ def make_trainer(p: Params, settings: Training, data: Pictures, folder: Path) ->
     learner.train()
     recipe.begin_epoch(settings.epochs)
     augmenter = Augmenter(settings.augment, encoder.preprocess)
-    batches, ready = recipe.batches(1)[:STEPS], []
+    batches, ready = recipe.batches(1), []
     for batch in batches:
         at = torch.from_numpy(batch).to(fabric.device)
         seed_step(0, 0)
@@ -133,15 +133,9 @@ def data_path(name: str, trainer: Trainer, goal: str) -> Row:
 
 
 def sampling(trainer: Trainer) -> Row:
-    """An epoch's batches from the sampler, against as many steps."""
-    share = len(trainer.batches) / len(trainer.recipe.batches(1))
-    name = f"drawing the batches of an epoch, {trainer.settings.sampler.type}"
-
-    def epoch() -> None:
-        for _ in range(round(1 / share)):
-            trainer.from_batches()
-
-    return Row(f"{name}, against its steps", lambda: trainer.recipe.batches(1), epoch)
+    """An epoch's batches from the sampler, against its steps."""
+    name = f"drawing the batches of an epoch, {trainer.settings.sampler.type}, against its steps"
+    return Row(name, lambda: trainer.recipe.batches(1), trainer.from_batches)
 
 
 def precision(name: str, half: Trainer, full: Trainer) -> Row:
