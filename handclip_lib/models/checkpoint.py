@@ -208,15 +208,18 @@ def _file(text: str) -> Path | None:
     return next((path.resolve() for path in candidates if path.is_file()), None)
 
 
-def _check_agrees(held: Mapping[str, Any], cfg: Mapping[str, Any], name: str, path: Path) -> None:
-    quick = bool(cfg.get("quick_gelu", False))
+def _check_agrees(
+    held: Mapping[str, Any], described: Mapping[str, Any], name: str, path: Path
+) -> None:
+    """Raise WeightsError where a checkpoint is not of the architecture that is `described`."""
+    quick = bool(described.get("quick_gelu", False))
     if held["quick_gelu"] != quick:
         words = {True: "with QuickGELU", False: "without QuickGELU"}
         raise WeightsError(
             f"{path} was trained {words[not quick]}, {name} is {words[quick]}: load it as"
             f" {held['model']}"
         )
-    ours, theirs = _architecture(held["model_cfg"]), _architecture(cfg)
+    ours, theirs = _architecture(held["model_cfg"]), _architecture(described)
     if ours != theirs:
         differ = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
         raise WeightsError(
