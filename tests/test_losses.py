@@ -238,6 +238,19 @@ def test_arcface_is_the_library_s_in_degrees() -> None:
     torch.testing.assert_close(ours(z, y), theirs(z, y))
 
 
+@pytest.mark.parametrize("kind", ["aligned", "opposite", "zero", "equal"])
+def test_arcface_has_a_finite_gradient_everywhere(kind: str) -> None:
+    torch.manual_seed(0)
+    loss, y = ArcFace(4, 3), torch.arange(4)
+    loss.weight.data = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 3, 4]])
+    signs = {"aligned": 2.0, "opposite": -2.0, "zero": 0.0}
+    z = loss.weight.detach() * signs[kind] if kind in signs else torch.ones(4, 3)
+    z.requires_grad_()
+    value = loss(z, y)
+    grads = torch.autograd.grad(value, [z, loss.weight])
+    assert value.isfinite() and all(g.isfinite().all() for g in grads)
+
+
 @pytest.mark.parametrize("update", ["ema", "sgd"])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("counts", "width"), [SHAPES[1], SHAPES[3], POOR[0], POOR[1]], ids=str)
