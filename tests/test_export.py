@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from handclip_lib import cli, export
 from handclip_lib.data.check import TableError
 from handclip_lib.models import files
+from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.models.files import save_local_dir
 from handclip_lib.models.weights import CONFIG, WEIGHTS
@@ -114,9 +115,9 @@ def test_an_older_model_is_replaced_only_when_told_to_and_nothing_else_ever(tmp_
 
 
 def test_what_open_clip_does_otherwise_is_said(tmp_path):
-    encoder = load_encoder("tiny", fit="pad", mirror_left=True)
+    encoder = load_encoder("tiny", mirror_left=True)
     said = export.export_model(encoder, tmp_path / "m")
-    assert "fit 'pad'" in said and "mirror left hands" in said
+    assert "fit 'hand'" in said and "mirror left hands" in said
     assert load_encoder(str(tmp_path / "m")).preprocess == encoder.preprocess
 
 
@@ -144,6 +145,25 @@ def test_one_checkpoint_of_a_run_is_taken_and_several_are_listed(tmp_path, asked
         export.find_encoder(str(tmp_path), variant="ce_tripel")
     with pytest.raises(ParamError, match="weights of its own"):
         export.find_encoder(str(tmp_path), pretrained="openai", variant="ce")
+
+
+@pytest.mark.parametrize(("name", "size"), [("tiny", (56, 112)), ("tiny_rn", None)])
+def test_the_weights_of_a_run_arrive_in_open_clip(tmp_path, name, size):
+    encoder = load_encoder(name, image_size=size, mirror_left=True)
+    with torch.no_grad():
+        for weight in encoder.visual.parameters():
+            weight.mul_(1.01)
+    run = tmp_path / "02_stage1"
+    (run / "checkpoints").mkdir(parents=True)
+    path = save_checkpoint(run / "checkpoints" / "stage1.pth", encoder, {}, "", "")
+    for source in (run, path):
+        again = export.find_encoder(str(source))
+        assert again.weights_sha256 == encoder.weights_sha256
+        assert again.preprocess == encoder.preprocess
+        export.export_model(again, tmp_path / "m", force=True)
+        theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'm'}")
+        size = encoder.preprocess.size
+        assert torch.equal(outputs(theirs, size), outputs(encoder.model, size))
 
 
 def test_names_files_and_model_folders_go_to_load_encoder(tmp_path, asked):
