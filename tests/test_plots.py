@@ -6,8 +6,11 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
+from handclip_lib.data.augment import Augmenter
+from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.report import galleries, overview, plots, projections
 from handclip_lib.report.canvas import DPI, GOOD, identity_marks
+from handclip_lib.schema_train import Augment
 
 ASPECTS = ("dorsal_r", "dorsal_l")
 RNG = np.random.default_rng(0)
@@ -62,6 +65,13 @@ def _pixels(images):
     return np.zeros((len(images), 8, 8, 3), np.uint8)
 
 
+def _hands(images):
+    return np.stack([np.full((8, 8, 3), 40 * i, np.uint8) for i in images])
+
+
+AUGMENTER = Augmenter(
+    Augment(erasing=0, colour=0), Preprocess((8, 8), "squash", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+)
 PANELS = {"PCA": RNG.normal(size=(40, 2)), "t-SNE": RNG.normal(size=(40, 2))}
 PIDS = np.repeat(np.arange(10), 4)
 ZERO_SHOT = {
@@ -87,6 +97,7 @@ FIGURES = {
     "zero_shot": lambda t: plots.zero_shot_bars(ZERO_SHOT, t),
     "confusion": lambda t: plots.confusion([[3, 1], [0, 0]], ASPECTS, t),
     "grid": lambda t: galleries.identity_grid(range(40), PIDS, _pixels, t, rows=3, columns=6),
+    "augmented": lambda t: galleries.augmented([1, 2], [5, 7], _hands, AUGMENTER, t, times=3),
     "ranked": lambda t: galleries.ranked(_ranking(), _pixels, t, queries=2, top=3),
     "best": lambda t: galleries.best_and_worst(_ranking(), ["q0", "q1"], ["q3"], _pixels, t),
 }
@@ -130,6 +141,24 @@ def test_only_shown_photographs_are_read():
     )
     assert asked == [["0.jpg", "1.jpg", "2.jpg", "4.jpg"]]
     assert [ax.get_ylabel() for ax in fig.axes] == ["5", "", "2", ""]
+
+
+def test_augmented_photographs_are_shown_in_the_colours_they_have():
+    fig = FIGURES["augmented"]("t")
+    shown = [ax.images[0].get_array() for ax in fig.axes]
+    assert len(shown) == 8 and [ax.get_ylabel() for ax in fig.axes[::4]] == ["5", "7"]
+    for i, picture in enumerate(shown):  # one colour, however it is turned
+        assert np.ptp(picture) == 0 and picture[0, 0, 0] == (40 if i < 4 else 80)
+
+
+def test_augmented_photographs_are_drawn_by_the_seed():
+    given = np.random.default_rng(1).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    a, b, c = (
+        galleries.augmented([1], [5], lambda _: given, AUGMENTER, "t", 2, seed).axes[1].images[0]
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(a.get_array(), b.get_array())
+    assert (a.get_array() != c.get_array()).any()
 
 
 def test_distractors_are_named_by_person():

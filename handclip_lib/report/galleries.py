@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from handclip_lib.aspects import OFFSETS
-from handclip_lib.report.canvas import BAD, GOOD, blank, canvas, styled
+from handclip_lib.data.augment import Augmenter
+from handclip_lib.device import seed_step
+from handclip_lib.report.canvas import BAD, GOOD, INK, blank, canvas, styled
 
 Pixels = Callable[[Sequence[str]], Any]  # images -> (N, H, W, 3) uint8 array or tensor
 
@@ -44,6 +47,41 @@ def identity_grid(
             _picture(ax, pictures[at])
         blank(line[len(mine) :])
         line[0].set_ylabel(f"{pid}", rotation=0, ha="right", va="center", fontsize=9)
+    _tight(fig)
+    return fig
+
+
+@styled
+def augmented(
+    images: Sequence[str] | pd.Series,
+    pids: Sequence[int] | pd.Series | np.ndarray,
+    pixels: Pixels,
+    augmenter: Augmenter,
+    title: str,
+    times: int = 7,
+    seed: int = 0,
+) -> Figure:
+    """A row a photograph: as it is, then `times` times as training sees it, by chance of `seed`.
+
+    images, pids: (N,) in one order, few; pixels: e.g. `store.pixels`; augmenter: the training's,
+    whose normalisation is undone for the picture.
+    """
+    given = torch.as_tensor(np.asarray(pixels(list(images))))
+    seed_step(seed, 0)
+    seen = augmenter(given.repeat_interleave(times, dim=0))  # (N * times, 3, H, W)
+    told = augmenter.preprocess
+    mean, std = (torch.tensor(v)[:, None, None] for v in (told.mean, told.std))
+    shown = ((seen * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    cell = 8.4 / (times + 1)
+    tall = cell * given.shape[1] / given.shape[2] + 0.05
+    fig, axes = canvas(title, len(given), times + 1, (9.0, 0.65 + tall * len(given)))
+    for i, (line, pid) in enumerate(zip(axes, pids, strict=True)):
+        _picture(line[0], given[i].numpy(), (INK, 1.2))
+        line[0].set_ylabel(f"{pid}", rotation=0, ha="right", va="center", fontsize=9)
+        for k, ax in enumerate(line[1:]):
+            _picture(ax, shown[i * times + k].numpy())
+    axes[0, 0].set_title("as it is", fontsize=9, pad=3)
+    axes[0, 1].set_title("as training sees it", fontsize=9, pad=3)
     _tight(fig)
     return fig
 

@@ -21,7 +21,7 @@ def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         for gallery, scores in galleries.items()
     }
     frame = pd.DataFrame(columns)
-    frame.columns.names = ["tower", "gallery"]
+    frame.columns.names = ["model", "gallery"]
     return frame
 
 
