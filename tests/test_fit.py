@@ -34,7 +34,7 @@ def state_of(recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def far(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
-    return max(float((one[n].double() - two[n].double()).abs().max()) for n in one)
+    return max(float((one[n].detach() - two[n].detach()).double().abs().max()) for n in one)
 
 
 def last(recipe: Recipe) -> Recipe:
@@ -223,6 +223,19 @@ def test_averaged_weights_follow_their_formula_and_are_what_is_kept(tmp_path):
     weights = dict(kept.learner.named_parameters())
     assert far(average, {n: weights[n].detach() for n in average}) < 1e-5
     assert far(average, steps[-1]) > 1e-3
+
+
+def test_averaged_weights_are_scored_and_chosen(tmp_path):
+    recipe, scored, learnt = toy.make(), [], []
+
+    def validate(module: nn.Module) -> dict[str, float]:
+        scored.append({n: p.detach().clone() for n, p in module.named_parameters()})
+        learnt.append({n: p.detach().clone() for n, p in recipe.learner.named_parameters()})
+        return {"score": -abs(len(scored) - 2)}
+
+    toy.train(replace(recipe, validate=validate, select="score"), tmp_path, told(ema=0.9))
+    assert far(scored[1], dict(recipe.learner.named_parameters())) == 0
+    assert min(far(a, b) for a, b in zip(scored, learnt, strict=True)) > 1e-4
 
 
 # --- a step -----------------------------------------------------------------------------------
