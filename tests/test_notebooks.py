@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -67,9 +68,9 @@ def test_smoke_run_leaves_a_report_and_replays_from_nothing(name: str, tmp_path:
 
 
 def flat(tree: object, prefix: str = "") -> dict[str, float]:
-    """Every number of a nested result by its path."""
+    """Every number of a nested result by its path, but how long something took."""
     if isinstance(tree, dict):
-        items = [(f"{prefix}.{k}", v) for k, v in tree.items()]
+        items = [(f"{prefix}.{k}", v) for k, v in tree.items() if k != "seconds"]
     elif isinstance(tree, list):
         items = [(f"{prefix}.{i}", v) for i, v in enumerate(tree)]
     else:
@@ -134,20 +135,62 @@ def test_an_error_planted_in_ap_fails_a_golden(tmp_path: Path) -> None:
     assert re.search(r"\b1 failed", done.stdout), "the check cell fails, and no other"
 
 
+def results(home: Path, notebook: str) -> dict[str, Any]:
+    saved = home / "reports/smoke/seed0/dorsal_r" / notebook / "metrics.json"
+    return json.loads(saved.read_text())
+
+
+@pytest.mark.notebook
+def test_stage2_goes_on_from_the_stage1_that_notebook_02_left(tmp_path: Path) -> None:
+    for name in ("02_stage1", "03_stage2_losses"):
+        ok(run(["handclip_lib.cli", "run", name, "--study", "smoke"], tmp_path))
+    first, second = results(tmp_path, "02_stage1"), results(tmp_path, "03_stage2_losses")
+    page = tmp_path / "reports/smoke/seed0/dorsal_r/03_stage2_losses/report.html"
+    assert "training it first" not in page.read_text()
+    assert set(first["variants"]) == {"zero_shot", "stage1"}
+    assert set(second["variants"]) == {"zero_shot", "stage1", "ce", "ce_triplet"}
+    for row in ("zero_shot", "stage1"):  # one start, one evaluator, one feature
+        assert flat(first["variants"][row]) == pytest.approx(flat(second["variants"][row]))
+    assert first["paired"]["reference"] == "zero_shot" and second["paired"]["reference"] == "stage1"
+    for result, base in ((first, "zero_shot"), (second, "stage1")):
+        for metric, tests in result["paired"]["own"].items():
+            for name, test in tests.items():
+                one, other = (result["variants"][v]["own"][metric]["mean"] for v in (base, name))
+                assert test["difference"] == pytest.approx(other - one, abs=1e-9)
+        persons = {len(kept) for kept in result["per_person"].values()}
+        assert persons == {result["variants"][base]["own"]["persons"]}
+
+
+@pytest.mark.notebook
+def test_the_baseline_of_stage2_trains_nothing(tmp_path: Path) -> None:
+    told = ["--study", "smoke", "--set", "stage2.variant=baseline", "--tag", "baseline"]
+    ok(run(["handclip_lib.cli", "run", "03_stage2_losses", *told], tmp_path))
+    result = results(tmp_path, "03_stage2_losses/baseline")
+    assert set(result["variants"]) == {"zero_shot", "stage1"} and result["training"] == {}
+    assert result["paired"]["own"] == {"rank1": {}, "map": {}}
+
+
 @pytest.mark.slow
 @pytest.mark.notebook
-@pytest.mark.parametrize("tower", ["ViT-B-16-quickgelu", "RN50-quickgelu"])
-def test_full_size_towers_with_random_weights(tower: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["01_baseline", "02_stage1", "03_stage2_losses"])
+@pytest.mark.parametrize("tower", ["ViT-B-16-quickgelu", "RN50-quickgelu", "tiny_rn"])
+def test_other_towers(tower: str, name: str, tmp_path: Path) -> None:
+    """Full-size towers with random weights, and the small ResNet with its own."""
     sets = {
         "model.name": tower,
-        "model.pretrained": "random",
+        "model.pretrained": "" if tower == "tiny_rn" else "random",
         "model.fit": "squash",
         "data.root": f"{tmp_path}/hands",
         "data.drawn.persons": "4",
         "split.select": "none",
         "split.draws": "2",
         "baseline.beside": "null",
+        "stage1.epochs": "1",
+        "stage1.head_epochs": "0",
+        "stage1.batch_size": "4",
+        "stage2.epochs": "1",
+        "stage2.batch_size": "8",
     }
     told = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
     told += ["--tag", "big"]
-    ok(run(["handclip_lib.cli", "run", "01_baseline", "--study", "smoke", *told], tmp_path / "big"))
+    ok(run(["handclip_lib.cli", "run", name, "--study", "smoke", *told], tmp_path / "big"))
