@@ -230,10 +230,16 @@ def test_folders_are_persons_where_each_photograph_has_one(photographs):
     (photographs / "deep" / "er" / "and" / "deeper").mkdir(parents=True)
     (photographs / "ben" / "0.png").rename(photographs / "deep/er/and/deeper/0.PNG")
     table = export.read_photographs(photographs)
-    assert "deep/er/and/deeper/0.PNG" in set(table["image"]) and len(table) == 5
+    assert table.set_index("image")["person"]["deep/er/and/deeper/0.PNG"] == "deeper"
+    assert len(table) == 5
     (photographs / "again").symlink_to(photographs, target_is_directory=True)
     (photographs / ".hidden").mkdir()
     assert len(export.read_photographs(photographs)) == 5, "a link that leads in circles"
+    outside = photographs.parent / "carla"
+    (photographs / "ben").rename(outside)
+    (photographs / "carla").symlink_to(outside, target_is_directory=True)
+    table = export.read_photographs(photographs)
+    assert len(table) == 5 and "carla" in set(table["person"]), "a person's folder is a link"
 
 
 def test_a_csv_needs_images_only(photographs):
