@@ -73,7 +73,7 @@ class TestFace:
         assert list(terms) == ["cross_entropy", "triplet", "center"]
         assert all(t.shape == () and t.dtype == torch.float32 for t in terms.values())
         assert criterion.weights == {"cross_entropy": 1.0, "triplet": 1.0, "center": 0.1}
-        assert float(terms["cross_entropy"].detach()) == pytest.approx(math.log(4), abs=0.02)
+        assert float(terms["cross_entropy"].detach()) == pytest.approx(2 * math.log(4), abs=0.02)
 
     def test_usual_features_and_those_that_are_told(self) -> None:
         told = build(*EVERY, {"type": "triplet", "on": ["pool_bn"], "weight": 3})
@@ -94,7 +94,7 @@ class TestFace:
         assert list(build(*[{"type": "supcon"}] * 3).weights) == ["supcon", "supcon_2", "supcon_3"]
 
     @each
-    def test_a_term_is_the_mean_over_its_features(self, i: int) -> None:
+    def test_a_term_is_the_sum_over_its_features(self, i: int) -> None:
         wide = {"penult": 5, "pool": 5, "proj": 5}
         z = {n: torch.randn(12, 5) for n in wide}
         both = build_loss([EVERY[i] | {"on": ["pool", "proj"]}], NUM_IDS, wide)
@@ -104,7 +104,7 @@ class TestFace:
             one.load_state_dict({k: mine[k] for k in one.state_dict()})
         (got,) = both(z, labels()).values()
         wanted = [next(iter(one(z, labels()).values())) for one in alone]
-        torch.testing.assert_close(got, (wanted[0] + wanted[1]) / 2)
+        torch.testing.assert_close(got, wanted[0] + wanted[1])
 
     def test_total_is_the_sum_of_weight_times_term(self) -> None:
         told = build(*[one | {"weight": 0.5 + i} for i, one in enumerate(EVERY)])

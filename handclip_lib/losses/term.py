@@ -47,9 +47,10 @@ _MEMORY: tuple[str, ...] = ("memory", "memory_start")
 
 
 class Term(nn.Module):
-    """A loss on each of its features with settings of its own for all; the term is their mean.
+    """A loss on each of its features with settings of its own for all; the term is their sum.
 
-    widths: of the features that may be read, by name; alone: it is the only loss of the list.
+    The sum is CLIP-ReID's (Li et al. 2023, arXiv:2211.13977): cross-entropy on two features starts
+    at 2 · ln C. widths: of the features that may be read, by name; alone: it is the only loss of the list.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Term(nn.Module):
     ) -> Tensor:
         """features: (B, W) by name; y: (B,); soft: (B, C); clean: rows of the metric losses."""
         values = [self._on(name, features[name], y, soft, clean) for name in self.on]
-        return torch.stack(values).mean()
+        return torch.stack(values).sum()
 
     @property
     def compares(self) -> bool:
