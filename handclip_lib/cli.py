@@ -181,6 +181,8 @@ def _export_tree(asked: argparse.Namespace) -> int:
     return 0
 
 
+_SET_WORDS = "one parameter, such as stage2.lr=1e-5; say --set again for another"
+_SET = {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": _SET_WORDS}
 _STUDY = (("study",), {"metavar": "STUDY", "help": "a file in params/, or a path to a YAML"})
 _ASPECT = {"metavar": "ASPECT"}  # `load` checks it, with a suggestion
 _ASPECTS = (("--aspects",), _ASPECT | {"nargs": "+", "help": f"e.g. {' '.join(CHAIN)}"})
@@ -203,12 +205,12 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
     "run": (
         _run,
         [
-            (("notebook",), {"metavar": "NOTEBOOK", "help": "01_baseline, 01, or a path"}),
+            (("notebook",), {"metavar": "NOTEBOOK", "help": "02_stage1, 02, or a path"}),
             (("--aspect",), _ASPECT | {"help": ", ".join(ASPECTS)}),
             (("--study",), {"help": "a file in params/, or a path"}),
             (("--seed",), {"type": int}),
             (("--tag",), {"help": "a variant of the study, or the name of a run of your own"}),
-            (("--set",), {"action": "append", "default": [], "metavar": "KEY=VALUE"}),
+            (("--set",), _SET),
             (("--no-index",), {"action": "store_true", "help": "leave index.html as it is"}),
         ],
         "run one notebook into its run folder and write report.html; what is not given here counts"
