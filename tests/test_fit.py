@@ -146,7 +146,7 @@ def test_files_to_go_on_from_are_at_least_save_seconds_apart(tmp_path):
 def test_the_best_weights_are_read_from_their_file(tmp_path, monkeypatch):
     seen: list[dict[str, torch.Tensor]] = []
     recipe = toy.make()
-    scores = iter([0.2, 0.9, 0.1, 0.9])
+    scores = iter([0.9, 0.2, 0.9, 0.1])
 
     def validate(scored: nn.Module) -> dict[str, float]:
         assert not scored.training
@@ -156,8 +156,8 @@ def test_the_best_weights_are_read_from_their_file(tmp_path, monkeypatch):
     history = toy.train(
         replace(recipe, validate=validate, select="score"), tmp_path, told(epochs=4)
     )
-    assert history["score"].tolist() == [0.2, 0.9, 0.1, 0.9]
-    assert far(state_of(recipe), seen[1]) == 0, "the first of the best is chosen"
+    assert history["score"].tolist() == [0.9, 0.2, 0.9, 0.1]
+    assert far(state_of(recipe), seen[2]) == 0, "the last of the best is chosen"
     assert far(state_of(recipe), seen[3]) > 0 and not recipe.learner.training
 
     def altered(path: Path, key: str, state: dict) -> Path:

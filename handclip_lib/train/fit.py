@@ -103,7 +103,7 @@ def fit(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> 
 
     Columns: `variant`, `epoch`, `step` (of the optimiser), `lr` (of the tower's last layers),
     `total`, one a loss, one a diagnostic (means over the epoch's batches), one a score. Chosen are
-    the weights with the best `recipe.select`, read back from the file they were put in, else the
+    the weights with the best `recipe.select`, the latest of equals, read back from the file they were put in, else the
     last ones; with `settings.ema` the averaged ones. The learner is left in eval mode.
     All randomness comes from `seed_step(seed, batch number)`, so that a run which was killed goes
     on from folder/checkpoints/<name>.resume.pt, at most `save_seconds` and an epoch back, and on
@@ -218,9 +218,9 @@ def _validate(run: _Run) -> dict[str, float]:
         score = scores[recipe.select]
         if not math.isfinite(score):
             raise FloatingPointError(f"{recipe.name}: {recipe.select} is {score}")
-        at.worse += 1
-        if score > at.best:
-            at.best, at.best_epoch, at.worse = score, at.epoch, 0
+        at.worse = 0 if score > at.best else at.worse + 1
+        if score >= at.best:  # of equals the later one: it has learnt for longer
+            at.best, at.best_epoch = score, at.epoch
             state = {"epoch": at.epoch, "learner": run.scored.state_dict()}
             write_state(run.file("best"), run.key, state)
     return scores
