@@ -16,7 +16,7 @@ from handclip_lib.params import load
 COLUMNS = ["kit", "other", "ratio", "goal", "images_per_s"]
 
 
-def bench(study: str = "smoke", repeats: int = 5) -> pd.DataFrame:
+def bench(study: str = "smoke", repeats: int = 3) -> pd.DataFrame:
     """A row a comparison: columns `kit`, `other` (seconds), `ratio`, `goal`, `images_per_s`.
 
     Seconds are the best of `repeats`, in which both ways take turns; ratio = kit / other, so that

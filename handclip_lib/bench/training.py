@@ -65,9 +65,13 @@ class Trainer:
 
     def _step(self, terms: dict[str, torch.Tensor]) -> None:
         self.fabric.backward(self.total(terms))
-        norm = self.settings.clip_norm
-        if norm:
-            self.fabric.clip_gradients(self.recipe.learner, self.optimizer, max_norm=norm)
+        if self.settings.clip_norm:
+            self.fabric.clip_gradients(
+                self.recipe.learner,
+                self.optimizer,
+                max_norm=self.settings.clip_norm,
+                error_if_nonfinite=False,  # as in `fit`: the check would wait for the device
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
 
