@@ -189,6 +189,20 @@ def test_models_share_a_projection_and_its_axes():
     assert axes[0].get_xlim() != axes[2].get_xlim()
 
 
+def test_neighbours_are_sought_within_a_model():
+    """Two models that agree show the same persons together: not each photograph by its copy."""
+    rng = np.random.default_rng(5)
+    z = np.repeat(rng.normal(size=(6, 8)), 8, axis=0) + 0.1 * rng.normal(size=(48, 8))
+    models = {name: z + 1e-3 * rng.normal(size=z.shape) for name in "abcd"}
+    planes = projections.project_together(models, ("tsne",))["t-SNE"]
+    for points in planes.values():
+        far = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag([np.inf] * 48)
+        assert (far.argmin(axis=1) // 8 == np.arange(48) // 8).all()
+        middle = points.reshape(6, 8, 2).mean(axis=1)  # a person is found where the first has them
+        distance = np.linalg.norm(middle[:, None] - planes["a"].reshape(6, 8, 2).mean(1), axis=2)
+        assert (distance.argmin(axis=1) == np.arange(6)).all()
+
+
 def test_a_shift_of_everything_does_not_set_models_apart():
     rng = np.random.default_rng(4)
     z = rng.normal(size=(30, 5)) + 8 * np.eye(5)[0]

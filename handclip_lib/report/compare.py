@@ -235,9 +235,7 @@ def feature_spaces(
         _frame(ax, np.concatenate(list(planes[way].values())))
     blank(axes.flat[len(panels) :])
     note = space_note(people, identities, list(planes))
-    fig.supxlabel(
-        f"{note}; the panels of a projection share their axes", fontsize=9, x=0.01, ha="left"
-    )
+    fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
     return fig
 
 
