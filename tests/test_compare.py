@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from handclip_lib.evaluate.statistics import holm, paired_test
 from handclip_lib.report import compare, curves, projections
 from handclip_lib.report.canvas import BAD, DPI, GOOD, INK
+from handclip_lib.report.page import p_text
 
 RNG = np.random.default_rng(0)
 PERSONS = 9
@@ -109,7 +110,7 @@ def test_table_says_what_was_measured():
     row = table.loc[("own gallery", "rank-1", "better")]
     test = TESTS["rank1"]["better"]
     assert row["difference (points)"].startswith(f"+{100 * test['difference']:.1f} [")
-    assert row["p (Holm)"] == compare.p_text(test["holm"])
+    assert row["p (Holm)"] == p_text(test["holm"])
     assert row["detectable (points)"] == f"{100 * test['detectable']:.1f}"
     same = compare.paired_tests({"a": QUERIES["ce"], "b": QUERIES["ce"]}, "a")
     shown = compare.comparison_table({"b": scores["ce"]}, {"own": same})
@@ -118,7 +119,7 @@ def test_table_says_what_was_measured():
 
 @pytest.mark.parametrize(("p", "text"), [(0.0312, "0.031"), (1.0, "1.000"), (0.0001, "< 0.001")])
 def test_p_in_words(p, text):
-    assert compare.p_text(p) == text
+    assert p_text(p) == text
 
 
 def test_persons_means_give_back_the_mean_over_queries():

@@ -1,4 +1,4 @@
-"""Stages 1 and 2 on a tower of nothing: they learn, repeat, go on, and never look at test persons."""
+"""Stages 1 and 2 on a tower of nothing: they learn, repeat, go on, and see no test person."""
 
 import json
 from pathlib import Path
@@ -245,9 +245,9 @@ def test_save_dir_gets_the_weights_too(table, manifest, tmp_path, train):
         {"sampler": {"type": "pk"}, "augment": {"mixup": 0.4, "mix": 1.0},
          "losses": [{"type": "cross_entropy"}, {"type": "triplet"}]},
         {"augment": {"cutmix": 1.0, "mix": 1.0}},
-        {"projection": 8, "losses": [{"type": "supcon", "on": ["head"]}], "sampler": {"type": "pk"}},
+        {"projection": 8, "losses": [{"type": "supcon", "on": ["head"]}]},
         {"losses": [{"type": "arcface"}, {"type": "center"}]},
-        {"loss_balance": "uncertainty", "losses": [{"type": "cross_entropy"}, {"type": "triplet"}]},
+        {"loss_balance": "uncertainty", "losses": [{"type": "cross_entropy"}, {"type": "center"}]},
         {"ema": 0.9, "accumulate": 2, "optimizer": "adam", "schedule": "one_cycle"},
         {"gradual": {"start": 1, "every": 1}, "head_epochs": 0},
     ],

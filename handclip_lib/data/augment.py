@@ -76,15 +76,14 @@ def mix(
     labels: Tensor,
     num_ids: int,
     settings: Augment,
-    smoothing: float = 0.0,
     first: int = 0,
 ) -> tuple[Tensor, Tensor] | None:
     """Mixup or CutMix of the rows from `first` on among themselves, or None: this batch is not.
 
-    images: (B, 3, H, W); labels: (B,) int in 0..num_ids-1; smoothing: share of a target that goes
-    to all identities evenly. Returns images and targets (B, num_ids) with rows of sum 1; the rows
-    before `first`, which metric losses may see, are as they were. Each row has its own share,
-    lambda from Beta(alpha, alpha), and another row as partner; CutMix counts the pixels of its box.
+    images: (B, 3, H, W); labels: (B,) int in 0..num_ids-1. Returns images and targets
+    (B, num_ids) with rows of sum 1; the rows before `first`, which metric losses may see, are as
+    they were. Each row has its own share, lambda from Beta(alpha, alpha), and another row as
+    partner; CutMix counts the pixels of its box.
     Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
     """
     count = len(images) - first
@@ -107,7 +106,7 @@ def mix(
         box, area = _boxes((1 - share).sqrt(), *images.shape[2:])
         mixed = torch.where(_inside(box, images), other, mine)
         share = 1 - area / (images.shape[2] * images.shape[3])
-    soft = functional.one_hot(labels, num_ids).float() * (1 - smoothing) + smoothing / num_ids
+    soft = functional.one_hot(labels, num_ids).float()
     weight = share.to(soft.device).view(-1, 1)
     blended = weight * soft[first:] + (1 - weight) * soft[first:][partner]
     return torch.cat([images[:first], mixed]), torch.cat([soft[:first], blended])

@@ -24,7 +24,7 @@ class Batches:
     seed: int
 
     def batches(self, epoch: int, neighbours: np.ndarray | None = None) -> list[np.ndarray]:
-        """Row numbers of each batch of an epoch (counted from 0), two images or more in each.
+        """Row numbers of each batch of an epoch (counted from 1), two images or more in each.
 
         neighbours: (C, k) int, of each identity the nearest others, for `hard` alone, which is
         plain PK without them. Raises ValueError where they are too few for a batch.

@@ -17,15 +17,14 @@ class Center(nn.Module):
 
     normalize: features are unit vectors, and the loss lies between 0 and 2 whatever their scale.
     update: ema: c_j moves by -alpha · Σ(c_j - f_i) / (1 + n_j) over the n_j features of j, after
-    the loss is taken; sgd: centres are parameters, and their gradient is divided by `share`, the
-    weight that the loss has in the total, so that their steps don't depend on it.
+    the loss is taken; sgd: centres are parameters that the optimiser moves (under Adam their steps
+    don't depend on the weight that the loss has in the total).
     A centre without a start is put where its identity is first seen.
     Wen et al. 2016, doi:10.1007/978-3-319-46478-7_31, eq. 2 and 4.
     """
 
     centers: Tensor
     known: Tensor
-    share: Tensor
 
     def __init__(
         self,
@@ -43,7 +42,6 @@ class Center(nn.Module):
         else:
             self.register_buffer("centers", torch.zeros(num_ids, width))
         self.register_buffer("known", torch.zeros(num_ids, dtype=torch.bool))
-        self.register_buffer("share", torch.ones(()), persistent=False)
 
     @torch.no_grad()
     def start(self, means: Tensor) -> None:
@@ -61,8 +59,6 @@ class Center(nn.Module):
         if self.training:
             self._meet(z.detach(), y)
         near = self.centers[y]  # (B, W)
-        if near.requires_grad:
-            near.register_hook(lambda gradient: gradient / self.share.clamp(min=1e-12))
         cost = (z - near).square().sum(dim=1) / 2 * self.known[y]
         loss = cost.sum() / self.known[y].sum().clamp(min=1)
         if self.training and self.update == "ema":

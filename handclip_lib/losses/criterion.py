@@ -10,12 +10,9 @@ from torch.nn import functional as F
 
 from handclip_lib.losses import metric, settings
 from handclip_lib.losses.balance import Balance
-from handclip_lib.losses.by_name import ByName
 from handclip_lib.losses.center import Center
 from handclip_lib.losses.classify import CrossEntropy
 from handclip_lib.losses.guards import MarginGuard, PairGuard, TripletGuard
-from handclip_lib.losses.margin import ArcFace
-from handclip_lib.losses.memory import Memory
 from handclip_lib.losses.term import Term
 from handclip_lib.models import heads
 from handclip_lib.models.towers import Features
@@ -111,7 +108,6 @@ class Criterion(nn.Module):
             z = self._read(features, len(y))
             terms = {name: term(z, y, soft, rows) for name, term in self._terms()}
             terms = self.balance(terms)
-        self._share_weights()
         self.diagnostics = self._diagnose(z, y, rows)
         if self.training:
             self._look(y.device)
@@ -127,18 +123,24 @@ class Criterion(nn.Module):
             z = self._read(features)
             for _, term in self._terms():
                 for name, part in term.parts.items():
-                    if isinstance(part, CrossEntropy | ArcFace | ByName):
-                        logits = part.logits(z[name])
-                        if logits is not None:
-                            found[isinstance(part, CrossEntropy)].append(logits)
+                    classify = getattr(part, "logits", None)
+                    logits = classify(z[name]) if classify else None
+                    if logits is not None:
+                        found[isinstance(part, CrossEntropy)].append(logits)
         chosen = found[True] or found[False]
         return torch.stack(chosen).sum(dim=0) if chosen else None
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch begins (from 1): margins grow, memories open."""
         for module in self.modules():
-            if isinstance(module, ArcFace | Memory):
-                module.set_epoch(epoch)
+            tell = getattr(module, "set_epoch", None)
+            if tell is not None and module is not self:
+                tell(epoch)
+
+    @property
+    def has_centers(self) -> bool:
+        """Whether a loss wants `start_centers`."""
+        return any(isinstance(module, Center) for module in self.modules())
 
     def start_centers(self, means: Mapping[str, Tensor]) -> None:
         """Put the centres where the starting model has them: (C, W) class means by feature name.
@@ -174,13 +176,6 @@ class Criterion(nn.Module):
             read[name] = self.necks[base](z) if name.endswith("_bn") else z
         return read
 
-    def _share_weights(self) -> None:
-        weights = self.weights
-        for key, term in self._terms():
-            for part in term.parts.values():
-                if isinstance(part, Center):
-                    part.share.copy_(torch.as_tensor(weights[key]).detach())
-
     @torch.no_grad()
     def _diagnose(self, z: Mapping[str, Tensor], y: Tensor, rows: int) -> dict[str, Tensor]:
         told: dict[str, Tensor] = {}
@@ -191,7 +186,8 @@ class Criterion(nn.Module):
             told["spread"] = torch.stack(spreads).mean()
             if self.training:
                 self.pairs(told["valid_triplets"])
-        margins = [part.seen for part in self.modules() if isinstance(part, ArcFace)]
+        parts: list[Any] = [part for part in self.modules() if hasattr(part, "seen")]
+        margins: list[dict[str, Tensor]] = [part.seen for part in parts]
         for key in margins[0] if margins and rows else ():
             told[key] = torch.stack([one[key] for one in margins]).mean()
         return told

@@ -23,23 +23,24 @@ class Kind(NamedTuple):
     """A type of loss: what makes it, the features it usually reads, its usual weight.
 
     make: a function of (z, y, bank) or a module built from (num_ids, width); the keyword-only
-    arguments are its settings. remembers: whether it takes a memory.
+    arguments are its settings. compares: whether it compares images with each other: then it needs
+    pairs, and may take a memory of earlier ones.
     """
 
     make: Callable[..., Any]
     on: tuple[str, ...]
     weight: float = 1.0
-    remembers: bool = False
+    compares: bool = False
 
 
 LOSSES = {
     "cross_entropy": Kind(CrossEntropy, ("pool_bn", "proj_bn")),
-    "triplet": Kind(metric.triplet, ("penult", "pool", "proj"), remembers=True),
+    "triplet": Kind(metric.triplet, ("penult", "pool", "proj"), compares=True),
     "center": Kind(Center, ("proj",), weight=0.1),
     "arcface": Kind(ArcFace, ("proj_bn",)),
-    "supcon": Kind(metric.supcon, ("proj",), weight=0.5, remembers=True),
-    "contrastive": Kind(metric.contrastive, ("proj",), remembers=True),
-    "pml": Kind(ByName, ("proj",), remembers=True),
+    "supcon": Kind(metric.supcon, ("proj",), weight=0.5, compares=True),
+    "contrastive": Kind(metric.contrastive, ("proj",), compares=True),
+    "pml": Kind(ByName, ("proj",), compares=True),
 }
 
 
@@ -50,7 +51,8 @@ class Term(nn.Module):
     """A loss on each of its features with settings of its own for all; the term is their sum.
 
     The sum is CLIP-ReID's (Li et al. 2023, arXiv:2211.13977): cross-entropy on two features starts
-    at 2 · ln C. widths: of the features that may be read, by name; alone: it is the only loss of the list.
+    at 2 · ln C. widths: of the features that may be read, by name; alone: it is the only loss of
+    the list.
     """
 
     def __init__(
@@ -61,9 +63,9 @@ class Term(nn.Module):
         self.on = tuple(dict.fromkeys(kind.on if spec.on is None else spec.on))
         _check_features(self.on, widths, where)
         self.weight = kind.weight if spec.weight is None else spec.weight
-        size, start = _memory(given, where) if kind.remembers else (0, 0)
-        self.told = settings.of(kind.make, given, where, _MEMORY if kind.remembers else ())
-        self.make = kind.make
+        size, start = _memory(given, where) if kind.compares else (0, 0)
+        self.told = settings.of(kind.make, given, where, _MEMORY if kind.compares else ())
+        self.make, self.compares = kind.make, kind.compares
         self.parts, self.memories = nn.ModuleDict(), nn.ModuleDict()
         self.guards = nn.ModuleDict()
         for name in self.on:
@@ -83,11 +85,6 @@ class Term(nn.Module):
         """features: (B, W) by name; y: (B,); soft: (B, C); clean: rows of the metric losses."""
         values = [self._on(name, features[name], y, soft, clean) for name in self.on]
         return torch.stack(values).sum()
-
-    @property
-    def compares(self) -> bool:
-        """Whether it compares images with each other: it needs pairs."""
-        return self.make not in (CrossEntropy, ArcFace, Center)
 
     def _on(self, name: str, z: Tensor, y: Tensor, soft: Tensor | None, clean: int) -> Tensor:
         if self.make is CrossEntropy:

@@ -18,7 +18,7 @@ from handclip_lib.models import checkpoint, files, resize, towers, weights
 from handclip_lib.models.towers import Features
 from handclip_lib.models.weights import Source, WeightsError
 from handclip_lib.params import ParamError
-from handclip_lib.schema import Params
+from handclip_lib.schema import Model, Params
 
 
 class Encoder(nn.Module):
@@ -149,10 +149,13 @@ def load_towers(p: Params) -> dict[str, Encoder]:
             name = Path(told.name).name  # a folder's own name, where the tower is one
             if name in towers:
                 raise ParamError(f"baseline.beside: '{name}' is model.name already; set it to null")
-            towers[name] = load_encoder(
-                told.name, told.pretrained, told.image_size, told.fit, told.mirror_left
-            )
+            towers[name] = encoder_of(told)
     return towers
+
+
+def encoder_of(told: Model) -> Encoder:
+    """The encoder that a `model` branch describes."""
+    return load_encoder(told.name, told.pretrained, told.image_size, told.fit, told.mirror_left)
 
 
 def _build(source: Source) -> open_clip.CLIP:

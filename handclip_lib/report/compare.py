@@ -22,6 +22,7 @@ from handclip_lib.report.canvas import (
     saying,
     styled,
 )
+from handclip_lib.report.page import p_text
 from handclip_lib.report.plots import GALLERIES, METRICS, scatter, space_note
 from handclip_lib.report.summary import percent
 
@@ -109,11 +110,6 @@ def _tested(test: Mapping[str, Any] | None) -> dict[str, str]:
     return {name: value.replace("-", "−") for name, value in zip(names, values, strict=True)}
 
 
-def p_text(p: float) -> str:
-    """`0.034`, or `< 0.001`."""
-    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
-
-
 def geometry_table(spaces: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """What `evaluate.geometry.geometry` measured, a column a model; which way is better beside."""
     frame = pd.DataFrame(spaces).round(3)
@@ -159,7 +155,7 @@ def _forest_row(ax: Axes, at: int, test: Mapping[str, Any]) -> None:
     band.sticky_edges.x.clear()  # else the axis could end where the bar does
     ax.plot([low, high], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
     ax.plot(mean, at, marker="o", color=colour, markersize=6)
-    words = f"{_points(mean)}, p {'' if test['holm'] < 0.0005 else '= '}{p_text(test['holm'])}"
+    words = f"{_points(mean)}, p {'' if test['holm'] < 0.001 else '= '}{p_text(test['holm'])}"
     ax.annotate(words, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
 
 

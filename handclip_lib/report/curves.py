@@ -29,6 +29,7 @@ _DIAGNOSTICS = {
     "spread": ("spread of unit features", False),
     "target_cosine": ("cosine with the own class", False),
     "confidence": ("confidence in the own class", True),
+    "margin": ("ArcFace's margin (radians)", False),
 }
 _STYLES = ("-", "--", ":")
 

@@ -114,3 +114,8 @@ def percent_cell(mean: float, interval: Iterable[float]) -> str:
     """A table cell of a 0–1 metric in per cent, its interval (low, high) below it."""
     low, high = interval
     return f"<td>{100 * mean:.1f}<small>{100 * low:.1f}–{100 * high:.1f}</small></td>"
+
+
+def p_text(p: float) -> str:
+    """`0.034`, or `< 0.001`."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
-from handclip_lib.report.page import percent_cell
+from handclip_lib.report.page import p_text, percent_cell
 
 _SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
 _EMPTY = "<td>–</td>"
@@ -91,7 +91,7 @@ def _change(number: Mapping[str, Any]) -> str:
     below = ""
     if not math.isnan(number["p_holm"]):
         low, high = (_signed(number[k]) for k in ("difference_low", "difference_high"))
-        below = f"<small>{low} to {high}, p {_p(number['p_holm'])}</small>"
+        below = f"<small>{low} to {high}, p {p_text(number['p_holm'])}</small>"
     return f"<td>{_signed(number['difference'])}{below}</td>"
 
 
@@ -114,7 +114,3 @@ def _meant(run: pd.DataFrame) -> str:
 def _signed(value: float) -> str:
     """`+3.1` or `−0.4`: a difference of 0–1 metrics, in points of per cent."""
     return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

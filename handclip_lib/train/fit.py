@@ -103,8 +103,9 @@ def fit(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> 
 
     Columns: `variant`, `epoch`, `step` (of the optimiser), `lr` (of the tower's last layers),
     `total`, one a loss, one a diagnostic (means over the epoch's batches), one a score. Chosen are
-    the weights with the best `recipe.select`, the latest of equals, read back from the file they were put in, else the
-    last ones; with `settings.ema` the averaged ones. The learner is left in eval mode.
+    the weights with the best `recipe.select`, the latest of equals, read back from the file they
+    were put in, else the last ones; with `settings.ema` the averaged ones; `attrs["chosen_epoch"]`
+    says of which epoch. The learner is left in eval mode.
     All randomness comes from `seed_step(seed, batch number)`, so that a run which was killed goes
     on from folder/checkpoints/<name>.resume.pt, at most `save_seconds` and an epoch back, and on
     the same machine ends with the same bits as one that was not.
@@ -122,8 +123,10 @@ def fit(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> 
             write_history(folder, recipe.name, run.at.rows)
             _show(run, bar, row)
             _save(run)
-    _finish(run)
-    return read_history(folder, recipe.name)
+    chosen = _finish(run)
+    history = read_history(folder, recipe.name)
+    history.attrs["chosen_epoch"] = chosen
+    return history
 
 
 def _start(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> _Run:
@@ -264,8 +267,9 @@ def _resume(run: _Run) -> None:
     print(f"{run.recipe.name}: goes on after epoch {at.epoch}")
 
 
-def _finish(run: _Run) -> None:
-    """The chosen weights go into the learner; what only a killed run needs is removed."""
+def _finish(run: _Run) -> int:
+    """The chosen weights go into the learner, their epoch; what a killed run needs is removed."""
+    chosen = run.at.epoch
     if run.at.best_epoch:
         held = read_state(run.file("best"), run.key)
         if held is None:
@@ -277,9 +281,11 @@ def _finish(run: _Run) -> None:
                 stacklevel=3,
             )
         run.learner.load_state_dict(held["learner"])
+        chosen = int(held["epoch"])
     elif run.ema is not None:
         run.learner.load_state_dict(run.ema.module.state_dict())
     remove_files(run.file("best"), run.file("resume"))
     remove_parts(run.folder / FILE)
     run.learner.eval()
     seed_step(run.recipe.seed, run.at.batches)
+    return chosen

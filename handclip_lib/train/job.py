@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from handclip_lib.device import seed_step
 from handclip_lib.evaluate.embed import retrieval_features
 from handclip_lib.losses import build_loss
 from handclip_lib.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from handclip_lib.models.clip import Encoder, load_encoder
+from handclip_lib.models.clip import Encoder, encoder_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Training
 from handclip_lib.train.fit import Recipe, fit, read_history
@@ -37,7 +38,12 @@ from handclip_lib.train.learner import (
 from handclip_lib.train.optim import make_optimizer, open_layers
 from handclip_lib.train.selection import scorer
 
-_CODE = ("data", "models", "losses", "train")  # folders that decide what is learnt
+# What decides trained weights: the kit's files, and what computes beneath them
+_CODE = (
+    *("device.py", "data/*.py", "models/*.py", "losses/*.py", "train/*.py"),
+    *("evaluate/embed.py", "evaluate/protocol.py", "evaluate/retrieval.py"),  # they select
+)
+_PACKAGES = ("torch", "open_clip_torch", "timm", "kornia", "pytorch-metric-learning")
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Job:
             "pixels": self.store.key,
             "start": self.encoder.weights_sha256,
             "code": _code_sha256(),
+            "versions": {name: version(name) for name in _PACKAGES},
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -91,8 +98,7 @@ class Job:
 def study_encoder(p: Params) -> Encoder:
     """The encoder that the study names, before any training: `random` weights come by `p.seed`."""
     seed_step(p.seed, 0)
-    m = p.model
-    return load_encoder(m.name, m.pretrained, m.image_size, m.fit, m.mirror_left)
+    return encoder_of(p.model)
 
 
 def train_job(job: Job) -> Trained:
@@ -101,11 +107,12 @@ def train_job(job: Job) -> Trained:
     folder.mkdir(parents=True, exist_ok=True)
     path, key, parent = folder / f"{job.name}.pth", job.key, job.encoder.weights_sha256
     with FileLock(folder / f".{job.name}.lock"):
-        if path.is_file() and read_checkpoint(path)["key"] == key:
+        held = read_checkpoint(path) if path.is_file() else None
+        if held and held["key"] == key:
             print(f"{job.name}: trained before, by the same parameters, data and code: {path}")
             load_weights(job.encoder, path)
             history = read_history(job.folder, job.name)
-            return Trained(job.encoder.eval(), history, path, read_checkpoint(path)["facts"])
+            return Trained(job.encoder.eval(), history, path, held["facts"])
         began = time.monotonic()
         history, facts = _fitted(job, key)
         facts["seconds"] = round(time.monotonic() - began, 2)
@@ -126,18 +133,17 @@ def _fitted(job: Job, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     check_losses(criterion, job.encoder.dims, len(classes))
     learner = Learner(job.encoder, criterion, len(classes), job.p.device.compile)
     fabric.to_device(learner)
-    if any(spec.type == "center" for spec in settings.losses):
+    if criterion.has_centers:
         z = encode(learner, data.pixels, store.preprocess, fabric, job.p.evaluation.batch_size)
         criterion.start_centers(class_means(z, data.labels, len(classes)))
     validate, select = scorer(job.p, job.manifest, store, fabric, classes)
     recipe = make_recipe(job, learner, data, validate, select, key)
     history = fit(recipe, settings, fabric, job.folder)
-    best = history[history[select] == history[select].max()] if select else history
     facts = {
         "images": len(data.images),
         "persons": len(classes),
         "epochs": len(history),
-        "chosen_epoch": int(best["epoch"].iloc[-1]),
+        "chosen_epoch": history.attrs["chosen_epoch"],
         "selected_by": select,
     }
     return history, facts
@@ -234,6 +240,6 @@ def _code_sha256() -> str:
     """Hash of the code that decides trained weights: what draws figures is not part of it."""
     library = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for path in sorted(f for part in _CODE for f in (library / part).rglob("*.py")):
+    for path in sorted(file for part in _CODE for file in library.glob(part)):
         digest.update(f"{path.relative_to(library).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn import functional
 
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.store import Store
@@ -103,10 +104,10 @@ def encode(
 def class_means(
     features: Mapping[str, torch.Tensor], labels: torch.Tensor, num_ids: int
 ) -> dict[str, torch.Tensor]:
-    """Mean feature of each class, (C, W) by feature name."""
-    counts = torch.bincount(labels, minlength=num_ids).clamp(min=1)[:, None]
+    """Mean feature of each class, (C, W) by feature name; NaN where a class has no image."""
+    member = functional.one_hot(labels, num_ids).T  # a product: scattered sums differ by run
     return {
-        name: torch.zeros(num_ids, z.shape[1], device=z.device).index_add(0, labels, z) / counts
+        name: member.to(z.dtype) @ z / member.sum(dim=1, keepdim=True)
         for name, z in features.items()
     }
 

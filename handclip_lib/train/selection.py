@@ -8,7 +8,7 @@ import torch
 
 from handclip_lib.data.splits import pick
 from handclip_lib.data.store import Store
-from handclip_lib.evaluate.embed import retrieval_features
+from handclip_lib.evaluate.embed import evaluating, retrieval_features
 from handclip_lib.evaluate.protocol import per_query
 from handclip_lib.schema import Params
 from handclip_lib.train.learner import Learner, Pictures, encode, pictures
@@ -74,11 +74,8 @@ def _accuracy(
     if not known.any():
         return {}
     z = encode(learner, val.pixels[known], store.preprocess, fabric, size)
-    was = learner.criterion.training
-    learner.criterion.eval()
-    with torch.no_grad():
+    with evaluating(learner.criterion), torch.no_grad():
         logits = learner.criterion.logits(z)
-    learner.criterion.train(was)
     if logits is None:
         return {}
     return {"val_accuracy": float((logits.argmax(1) == val.labels[known]).float().mean())}

@@ -1,12 +1,12 @@
 """The stages of fine-tuning: each takes an encoder, a manifest and parameters, and trains it."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning_fabric as lf
 import pandas as pd
 
+from handclip_lib.data.atomic import write_whole
 from handclip_lib.models.checkpoint import load_weights, read_checkpoint
 from handclip_lib.params import resolve
 from handclip_lib.schema import Params
@@ -81,7 +81,5 @@ def stage2(
         target = resolve(p.stage2.save_dir)
         target.mkdir(parents=True, exist_ok=True)
         own = f"{p.experiment or p.study}_{p.aspect}_seed{p.seed}_{name}.pth"
-        partial = target / f".{own}.part"
-        shutil.copyfile(trained.checkpoint, partial)
-        partial.replace(target / own)
+        write_whole(target / own, trained.checkpoint.read_bytes())
     return trained
