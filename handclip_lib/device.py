@@ -9,8 +9,10 @@ import torch
 from handclip_lib.schema import Params
 
 
-def make_fabric(p: Params) -> lf.Fabric:
+def make_fabric(p: Params, training: bool = False) -> lf.Fabric:
     """Fabric for this run: `p.device` chooses accelerator and precision, `p.seed` seeds all.
+
+    training: with the precision that `p.device` has for it; else with that of features.
 
     Matrix products and convolutions stay in full float32 (no TF32), so that figures agree between
     machines.
@@ -18,7 +20,8 @@ def make_fabric(p: Params) -> lf.Fabric:
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    fabric = lf.Fabric(accelerator=p.device.accelerator, devices=1, precision=p.device.precision)
+    precision = p.device.training if training else p.device.precision
+    fabric = lf.Fabric(accelerator=p.device.accelerator, devices=1, precision=precision)
     lf.seed_everything(p.seed, verbose=False)
     return fabric
 

@@ -84,11 +84,15 @@ class Baseline(Node):
         return value
 
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
 class Device(Node):
-    """Where it runs. Figures must agree between machines, so evaluation is in full precision."""
+    """Where it runs. Figures must agree between machines: evaluation is in full precision."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"  # of features
+    training: Precision = "32-true"
     compile: bool = False  # torch.compile of the image tower in training
 
 

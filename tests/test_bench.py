@@ -50,7 +50,7 @@ def small(tmp_path_factory):
     sizes = {"IMAGES": 16, "PERSONS": 4, "SIDE": 112, "BATCH": 8, "EPOCHS": 1, "_MATRIX": 256}
     for name, size in sizes.items():
         patch.setattr(gpu, name, size)
-    patch.setattr(torch, "compile", lambda function: function)
+    patch.setattr(torch, "compile", lambda function, dynamic: function)
     yield tmp_path_factory.mktemp("bench")
     patch.undo()
 

@@ -251,7 +251,7 @@ class TestMixed:
         pulled = torch.autograd.grad(value, [z["penult"], z["pool"]])
         assert all(g[:6].abs().sum() > 0 and g[6:].abs().sum() == 0 for g in pulled)
 
-    def test_soft_targets_take_the_place_of_smoothing(self) -> None:
+    def test_soft_targets_are_smoothed_as_labels_are(self) -> None:
         z, soft = features(), torch.nn.functional.one_hot(labels(), NUM_IDS).float()
         smooth = build({"type": "cross_entropy", "label_smoothing": 0.3})
         hard = build({"type": "cross_entropy", "label_smoothing": 0})
@@ -259,8 +259,9 @@ class TestMixed:
             for told in (smooth, hard):
                 torch.manual_seed(1)
                 torch.nn.init.normal_(told.terms["cross_entropy"].parts[part].classifier.weight)
-        wanted = hard(z, labels())["cross_entropy"]
-        torch.testing.assert_close(smooth(z, labels(), soft)["cross_entropy"], wanted)
+        for told in (smooth, hard):
+            wanted = told(z, labels())["cross_entropy"]
+            torch.testing.assert_close(told(z, labels(), soft)["cross_entropy"], wanted)
         assert abs(smooth(z, labels())["cross_entropy"] - wanted) > 0.01
 
     def test_a_batch_without_a_clean_row(self) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handclip_lib.data.splits import make_manifest
-from handclip_lib.device import make_fabric
+from handclip_lib.data.splits import SplitError, make_manifest
 from handclip_lib.losses import build_loss
 from handclip_lib.params import load
 from handclip_lib.schema import Params
@@ -84,7 +83,7 @@ def train(table, manifest, tmp_path):
     def run(name: str, rows: pd.DataFrame | None = None, **stage1) -> stages.Trained:
         p = told(tmp_path, stage1=stage1)
         rows = manifest if rows is None else rows
-        return stages.stage1(p, table, rows, make_fabric(p), tmp_path / name)
+        return stages.stage1(p, table, rows, tmp_path / name)
 
     return run
 
@@ -103,10 +102,10 @@ def test_stage_1_learns_and_repeats_itself(train, tmp_path):
 
 
 def test_another_seed_gives_another_history(table, manifest, tmp_path, train):
-    p = load("dorsal_r", str(tmp_path / "squares.yaml")) if False else told(tmp_path)
+    p = told(tmp_path)
     other = p.model_copy(update={"seed": 1})
-    first = stages.stage1(p, table, manifest, make_fabric(p), tmp_path / "a")
-    second = stages.stage1(other, table, manifest, make_fabric(other), tmp_path / "b")
+    first = stages.stage1(p, table, manifest, tmp_path / "a")
+    second = stages.stage1(other, table, manifest, tmp_path / "b")
     assert not first.history["total"].equals(second.history["total"])
 
 
@@ -182,9 +181,7 @@ def test_test_images_are_never_opened_in_training(train, table, manifest, monkey
 
 def test_the_best_file_is_what_is_kept(train, monkeypatch):
     """Selection is made to fall from epoch to epoch: the first epoch's weights must come back."""
-    from handclip_lib.train import job
-
-    real, states = job.scorer, []
+    real, states = stages.scorer, []
 
     def falling(*args):
         validate, select = real(*args)
@@ -195,7 +192,7 @@ def test_the_best_file_is_what_is_kept(train, monkeypatch):
 
         return score, select
 
-    monkeypatch.setattr(job, "scorer", falling)
+    monkeypatch.setattr(stages, "scorer", falling)
     trained = train("best", epochs=3, head_epochs=0)
     kept = trained.encoder.visual.state_dict()
     assert all(torch.equal(kept[k], states[0][k]) for k in kept)
@@ -205,16 +202,15 @@ def test_the_best_file_is_what_is_kept(train, monkeypatch):
 
 def test_stage_2_starts_from_stage_1(table, manifest, tmp_path, capsys):
     p, folder = told(tmp_path), tmp_path / "02_stage1"
-    fabric = make_fabric(p)
-    start = stages.stage1_weights(p, table, manifest, fabric, [folder])
+    start = stages.stage1_weights(p, table, manifest, [folder])
     assert "training it first" in capsys.readouterr().out
     assert start == folder / "checkpoints" / "stage1.pth"
-    assert stages.stage1_weights(p, table, manifest, fabric, [folder]) == start
+    assert stages.stage1_weights(p, table, manifest, [folder]) == start
     assert "training it first" not in capsys.readouterr().out
     losses = (LossSpec(type="cross_entropy"), LossSpec(type="triplet"), LossSpec(type="center"))
     run = tmp_path / "03"
-    trained = stages.stage2(p, "three", losses, start, table, manifest, fabric, run)
-    ce = stages.stage2(p, "ce", CE, start, table, manifest, fabric, run)
+    trained = stages.stage2(p, "three", losses, start, table, manifest, run)
+    ce = stages.stage2(p, "ce", CE, start, table, manifest, run)
     one = torch.load(start, weights_only=True)["sha256"]
     assert torch.load(trained.checkpoint, weights_only=True)["parent"] == one
     assert torch.load(ce.checkpoint, weights_only=True)["parent"] == one
@@ -227,13 +223,13 @@ def test_stage_2_starts_from_stage_1(table, manifest, tmp_path, capsys):
 def test_a_named_start_that_is_missing_is_an_error(table, manifest, tmp_path):
     p = told(tmp_path, stage2={"resume_from": str(tmp_path / "nothing.pth")})
     with pytest.raises(FileNotFoundError, match="stage2.resume_from: no file"):
-        stages.stage1_weights(p, table, manifest, make_fabric(p), [tmp_path / "x"])
+        stages.stage1_weights(p, table, manifest, [tmp_path / "x"])
 
 
 def test_save_dir_gets_the_weights_too(table, manifest, tmp_path, train):
     p = told(tmp_path, stage2={"save_dir": str(tmp_path / "kept"), "epochs": 1})
     start = train("start", epochs=1).checkpoint
-    trained = stages.stage2(p, "ce", CE, start, table, manifest, make_fabric(p), tmp_path / "r")
+    trained = stages.stage2(p, "ce", CE, start, table, manifest, tmp_path / "r")
     kept = tmp_path / "kept" / "squares_dorsal_r_seed0_ce.pth"
     assert kept.read_bytes() == trained.checkpoint.read_bytes()
 
@@ -261,11 +257,11 @@ def test_settings_train(train, settings):
 
 
 def test_hard_batches_look_at_the_identities_anew(train, monkeypatch):
-    from handclip_lib.train import job
+    from handclip_lib.train import recipe
 
     looked = []
-    real = job.nearest_identities
-    monkeypatch.setattr(job, "nearest_identities", lambda *a: looked.append(1) or real(*a))
+    real = recipe.nearest_identities
+    monkeypatch.setattr(recipe, "nearest_identities", lambda *a: looked.append(1) or real(*a))
     losses = [{"type": "supcon"}]
     train("hard", epochs=5, sampler={"type": "hard", "refresh": 2}, losses=losses)
     assert len(looked) == 3
@@ -299,3 +295,123 @@ def test_features_do_not_depend_on_batch_mates(table, manifest, train, tmp_path)
         together, alone = encoder.features(x), encoder.features(x[:1])
     for a, b in zip(together[:3], alone[:3], strict=True):
         assert torch.allclose(a[:1], b, atol=1e-6)
+
+
+def test_a_kill_before_the_weights_are_kept_costs_no_epoch(train, monkeypatch, tmp_path):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("late", epochs=4)
+    left = {f.name for f in (tmp_path / "late" / "checkpoints").glob("*.pt")}
+    assert left == {"stage1.best.pt", "stage1.resume.pt"}
+    epochs = []
+    real = stages.make_recipe
+
+    def counting(*args):
+        recipe = real(*args)
+        was = recipe.begin_epoch
+        object.__setattr__(recipe, "begin_epoch", lambda e: epochs.append(e) or was(e))
+        return recipe
+
+    monkeypatch.setattr(stages, "make_recipe", counting)
+    again, whole = train("late", epochs=4), train("whole", epochs=4)
+    assert epochs == [4, 1, 2, 3, 4], "the last epoch alone is trained again"
+    assert again.encoder.weights_sha256 == whole.encoder.weights_sha256
+    assert not list((tmp_path / "late" / "checkpoints").glob("*.pt"))
+
+
+def test_weights_that_were_taught_a_test_person_are_refused(train, table, manifest, tmp_path):
+    start = train("taught", epochs=1).checkpoint
+    halves = manifest["split"].map(
+        {"train": "query", "val": "gallery", "select": "train", "query": "val"}
+    )
+    other = manifest.assign(split=halves.fillna("train"))
+    p = told(tmp_path, stage2={"epochs": 1})
+    with pytest.raises(SplitError, match=r"taught persons who are tested or held out here: 1, 2, "):
+        stages.stage2(p, "ce", CE, start, table, other, tmp_path / "leak")
+    assert not (tmp_path / "leak" / "checkpoints" / "ce.pth").exists()
+    foreign = tmp_path / "foreign.pth"
+    torch.save(torch.load(start, weights_only=True)["state_dict"], foreign)
+    stages.stage2(p, "ce", CE, foreign, table, manifest, tmp_path / "foreign")
+
+
+def test_what_is_taught_is_carried_on(train, table, manifest, tmp_path):
+    start = train("first", epochs=1).checkpoint
+    p = told(tmp_path, stage2={"epochs": 1})
+    rows = manifest[~manifest["pid"].isin(manifest["pid"].unique()[:2])]
+    trained = stages.stage2(p, "ce", CE, start, table, rows, tmp_path / "next")
+    before, after = (
+        torch.load(f, weights_only=True)["taught"] for f in (start, trained.checkpoint)
+    )
+    assert after == before and len(next(iter(before.values()))) > 5
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"stage1": {"save_seconds": 5}}, True),
+        ({"evaluation": {"bootstrap": 100}}, True),
+        ({"stage1": {"lr": 1e-4}}, False),
+        ({"stage1": {"augment": {"degrees": 6}}}, False),
+        ({"stage1": {"losses": [{"type": "cross_entropy", "label_smoothing": 0.2}]}}, False),
+        ({"device": {"accelerator": "cpu", "training": "bf16-mixed"}}, False),
+    ],
+    ids=str,
+)
+def test_a_key_says_what_decides_the_weights_and_nothing_else(
+    change, same, table, manifest, tmp_path
+):
+    def key(rows: pd.DataFrame = manifest, **more) -> str:
+        return stages._stage1(told(tmp_path, **more), table, rows, Path()).key
+
+    changed = {k: v for k, v in change.items()}
+    assert (key(**changed) == key()) == same
+    other_gallery = manifest[(manifest["split"] != "query") | (manifest["draw"] == 0)]
+    assert key(other_gallery) == key(), "galleries decide no weights"
+    assert key(manifest[manifest["image"] != manifest["image"].iloc[0]]) != key()
+
+
+def test_a_key_knows_the_activation_and_the_normalisation(table, manifest, tmp_path):
+    from dataclasses import replace
+
+    job = stages._stage1(told(tmp_path), table, manifest, Path())
+    plain = job.key
+    usual = job.encoder.preprocess
+    job.encoder.preprocess = replace(usual, mean=(0.5, 0.5, 0.5))
+    assert job.key != plain
+    job.encoder.preprocess = usual
+    job.encoder.model_cfg = job.encoder.model_cfg | {"quick_gelu": True}
+    assert job.key != plain
+
+
+def test_patience_does_not_count_epochs_of_the_closed_tower(train):
+    trained = train("patient", epochs=6, head_epochs=3, patience=2)
+    assert len(trained.history) >= 5
+
+
+def test_a_batch_too_small_to_mix_is_said(train):
+    losses = [{"type": "cross_entropy"}, {"type": "triplet"}]
+    small = {"sampler": {"type": "pk"}, "batch_size": 8, "augment": {"mixup": 0.4, "mix": 1.0}}
+    with pytest.raises(ValueError, match="batch_size 16 or more"):
+        train("small", losses=losses, **small)
+
+
+def test_learnt_weights_of_losses_move_at_fine_tuning_rates(train, tmp_path, monkeypatch):
+    """And proxies of the library turn: neither may stay where it started for all 40 epochs."""
+    moved = {}
+    real = stages.make_recipe
+
+    def watching(job, learner, *args):
+        moved["criterion"] = learner.criterion
+        return real(job, learner, *args)
+
+    monkeypatch.setattr(stages, "make_recipe", watching)
+    losses = [{"type": "cross_entropy"}, {"type": "ProxyAnchorLoss"}]
+    settings = {"lr": 5e-6, "head_epochs": 0, "epochs": 40}
+    before = build_loss(losses, 8, {"penult": 32, "pool": 32, "proj": 16}, "uncertainty")
+    assert before.terms["ProxyAnchorLoss"].parts["proj"].loss.proxies.std() < 0.02
+    train("slow", loss_balance="uncertainty", losses=losses, **settings)
+    assert moved["criterion"].balance.s.abs().max() > 0.1

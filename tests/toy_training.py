@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from handclip_lib.schema_train import Training
 from handclip_lib.train import history, resume
-from handclip_lib.train.fit import Recipe, fit
+from handclip_lib.train.fit import Recipe, clear, fit
 
 IMAGES, WIDTH, CLASSES, BATCH = 48, 6, 3, 4
 PEAK = 100  # batches after which the toy scores best, in epoch 8 of 12
@@ -100,7 +100,9 @@ def make(plain: bool = False, noise: float = 0.1, seed: int = 0, sgd: float = 0.
 
 
 def train(recipe: Recipe, folder: Path, settings: Training = SETTINGS) -> pd.DataFrame:
-    return fit(recipe, settings, lf.Fabric(accelerator="cpu", devices=1), folder)
+    history = fit(recipe, settings, lf.Fabric(accelerator="cpu", devices=1), folder)
+    clear(folder, recipe.name)
+    return history
 
 
 def digest(module: nn.Module) -> str:

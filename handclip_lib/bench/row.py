@@ -25,5 +25,5 @@ class Row:
 
 def in_precision(p: Params, precision: str, compiled: bool = False) -> Params:
     """The same parameters with another precision of the device, the tower compiled or not."""
-    change = {"precision": precision, "compile": compiled}
+    change = {"precision": precision, "training": precision, "compile": compiled}
     return p.model_copy(update={"device": p.device.model_copy(update=change)})

@@ -17,8 +17,9 @@ from handclip_lib.losses import build_loss
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Training
 from handclip_lib.train.fit import Recipe
-from handclip_lib.train.job import Job, make_recipe, study_encoder
+from handclip_lib.train.job import Job, study_encoder
 from handclip_lib.train.learner import Learner, Pictures
+from handclip_lib.train.recipe import make_recipe
 from handclip_lib.train.terms import weighted_total
 
 BATCH = 64  # images a step
@@ -106,7 +107,8 @@ def make_trainer(p: Params, settings: Training, data: Pictures, folder: Path) ->
 
     Without Mixup and CutMix, whose batches could not be made beforehand.
     """
-    fabric, encoder, num_ids = make_fabric(p), study_encoder(p), int(data.labels.max()) + 1
+    fabric, encoder = make_fabric(p, training=True), study_encoder(p)
+    num_ids = int(data.labels.max()) + 1
     plain = settings.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     settings = settings.model_copy(update={"augment": plain})
     losses, balance = settings.losses, settings.loss_balance

@@ -40,7 +40,7 @@ class Augmenter:
         moves = told.degrees or told.translate or told.crop or told.flip or told.scale != (1, 1)
         if not (moves or told.colour or told.erasing) or not len(pixels):
             return usual(pixels)
-        usual(pixels[:1])  # its checks
+        usual(pixels[:0])  # its checks
         with torch.autocast(pixels.device.type, enabled=False):
             images = pixels.permute(0, 3, 1, 2).contiguous().float()  # 0..255
             if moves:
@@ -65,9 +65,10 @@ class Augmenter:
         matrix = bright * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey)
         level = (1 - contrast) * bright * grey  # (B, 3, 3), of the image's mean colour
         scale = 1 / (255 * std)  # (3, 1)
-        offset = (level * scale).to(device) @ middle.unsqueeze(2) - (mean / std).to(device)
-        flat = torch.baddbmm(offset, (matrix * scale).to(device), images.flatten(2))
-        black, white = (((v - mean) / std).to(device) for v in (0.0, 1.0))
+        parts = (level * scale, matrix * scale, mean / std, (0 - mean) / std, (1 - mean) / std)
+        level, matrix, shift, black, white = (v.to(device, non_blocking=True) for v in parts)
+        offset = level @ middle.unsqueeze(2) - shift
+        flat = torch.baddbmm(offset, matrix, images.flatten(2))
         return flat.clamp_(black, white).view_as(images)
 
 
@@ -128,7 +129,7 @@ def _moved(images: Tensor, told: Augment) -> Tensor:
     window[:, :2, 2] = cut[:, None] * (2 * torch.rand(count, 2) - 1)
     if told.flip:
         window[:, :2, 0] *= torch.where(torch.rand(count, 1) < 0.5, -1.0, 1.0)
-    theta = (back @ window)[:, :2].to(images.device)
+    theta = (back @ window)[:, :2].to(images.device, non_blocking=True)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
@@ -160,7 +161,7 @@ def _boxes(side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def _inside(box: Tensor, images: Tensor) -> Tensor:
     """bool (B, 1, H, W): which pixels of the images lie in their box (B, 4)."""
-    left, top, right, bottom = box.to(images.device).view(-1, 4, 1, 1).unbind(1)
+    left, top, right, bottom = box.to(images.device, non_blocking=True).view(-1, 4, 1, 1).unbind(1)
     across = torch.arange(images.shape[3], device=images.device)
     down = torch.arange(images.shape[2], device=images.device)[:, None]
     inside = (across >= left) & (across < right) & (down >= top) & (down < bottom)

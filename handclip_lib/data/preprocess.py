@@ -68,8 +68,10 @@ class Preprocess:
             raise ValueError(
                 f"pixels: expected uint8 (B, H, W, 3), got {pixels.dtype} {tuple(pixels.shape)}"
             )
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        mean, std = (  # a copy that nothing waits for
+            torch.tensor(value).view(3, 1, 1).to(pixels.device, non_blocking=True)
+            for value in (self.mean, self.std)
+        )
         return pixels.permute(0, 3, 1, 2).contiguous().float().div(255).sub(mean).div(std)
 
     def pixel_spec(self) -> dict[str, Any]:

@@ -24,6 +24,13 @@ UNFIT = {
 _BASES = {"BaseMetricLossFunction", "BaseLossWrapper", "CrossBatchMemory", "GenericPairLoss"}
 _OBJECTS = {"distance", "reducer", "collect_stats"}  # and *_regularizer, *_init_func: no YAML
 _IN_DEGREES = {"ArcFaceLoss", "SubCenterArcFaceLoss"}
+# Only the directions of their weights count. The library starts these at about unit length a
+# coordinate, where Adam at a fine-tuning rate would never turn them.
+_DIRECTIONS = {
+    *("ArcFaceLoss", "CosFaceLoss", "NormalizedSoftmaxLoss", "ProxyAnchorLoss", "ProxyNCALoss"),
+    *("SoftTripleLoss", "SubCenterArcFaceLoss"),
+}
+_SHORT = 0.01  # standard deviation of their coordinates
 
 
 def names() -> list[str]:
@@ -101,6 +108,10 @@ def _build(name: str, args: dict[str, Any], num_ids: int, width: int) -> nn.Modu
         built: nn.Module = cls(**filled, **args)
     except (TypeError, ValueError, AssertionError) as error:
         raise ParamError(f"{name} does not take {args}: {error}") from error
+    if name in _DIRECTIONS:
+        with torch.no_grad():
+            for weight in built.parameters():
+                weight.mul_(_SHORT / weight.std())
     return built
 
 

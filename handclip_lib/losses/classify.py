@@ -20,10 +20,9 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, z: Tensor, y: Tensor, soft: Tensor | None = None) -> Tensor:
-        """z: (B, W); y: (B,); soft: (B, C) rows that sum to 1, in place of y and its smoothing."""
-        if soft is not None:
-            return F.cross_entropy(self.logits(z), soft)
-        return F.cross_entropy(self.logits(z), y, label_smoothing=self.label_smoothing)
+        """z: (B, W); y: (B,); soft: (B, C) rows that sum to 1, in place of y; both are smoothed."""
+        target = y if soft is None else soft
+        return F.cross_entropy(self.logits(z), target, label_smoothing=self.label_smoothing)
 
     def logits(self, z: Tensor) -> Tensor:
         """(B, W) to (B, C)."""

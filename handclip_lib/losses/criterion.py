@@ -60,7 +60,8 @@ class Criterion(nn.Module):
     detached scalars of the last forward, those that apply: `valid_triplets` (share of anchors with
     a positive and a negative in the batch), `spread` (mean over dimensions of the standard
     deviation over the batch of unit features that pair losses see, 1/√W when they are even, 0 when
-    they collapsed), and of margin heads `target_cosine`, `confidence` and `margin` (radians).
+    they collapsed), of margin heads `target_cosine`, `confidence` and `margin` (radians), and,
+    where weights are not fixed, each as `weight_<term>`.
     State moves in training mode only: memories, centres, running means.
     """
 
@@ -190,6 +191,8 @@ class Criterion(nn.Module):
         margins: list[dict[str, Tensor]] = [part.seen for part in parts]
         for key in margins[0] if margins and rows else ():
             told[key] = torch.stack([one[key] for one in margins]).mean()
+        if self.balance.kind != "fixed":
+            told |= {f"weight_{k}": torch.as_tensor(w).detach() for k, w in self.weights.items()}
         return told
 
     def _look(self, device: torch.device) -> None:

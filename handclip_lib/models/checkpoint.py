@@ -95,9 +95,8 @@ def load_weights(encoder: "Encoder", path: Path) -> None:
     Raises WeightsError naming what disagrees: architecture, activation, mean and std, missing,
     unexpected or misshapen tensors. The encoder is then as it was.
     """
-    held = _read(Path(path))
-    if not _is_ours(held):
-        load_foreign(encoder, held, Path(path))
+    if not is_ours(path):
+        load_foreign(encoder, _read(Path(path)), Path(path))
         return
     held = read_checkpoint(path)
     _check_agrees(held, encoder.model_cfg, encoder.name, path)
@@ -189,6 +188,11 @@ def _read(path: Path) -> Any:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"  # what torch wrote since 1.6; older files cannot be mapped
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a weights file is of this kit. Raises WeightsError where it can't be read."""
+    return _is_ours(_read(Path(path)))
 
 
 def _is_ours(held: Any) -> bool:

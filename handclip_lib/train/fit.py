@@ -108,7 +108,8 @@ def fit(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> 
     says of which epoch. The learner is left in eval mode.
     All randomness comes from `seed_step(seed, batch number)`, so that a run which was killed goes
     on from folder/checkpoints/<name>.resume.pt, at most `save_seconds` and an epoch back, and on
-    the same machine ends with the same bits as one that was not.
+    the same machine ends with the same bits as one that was not. Its files stay until `clear`: a
+    kill before the result is kept elsewhere costs no more than any other.
     Raises FloatingPointError naming the losses that are not finite, AssertionError naming the
     parameters that ask for a gradient and are not in the optimiser, ValueError without batches.
     """
@@ -127,6 +128,11 @@ def fit(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> 
     history = read_history(folder, recipe.name)
     history.attrs["chosen_epoch"] = chosen
     return history
+
+
+def clear(folder: Path, name: str) -> None:
+    """Remove what only a killed training needs; once its result is kept elsewhere."""
+    remove_files(*(folder / "checkpoints" / f"{name}.{kind}.pt" for kind in ("best", "resume")))
 
 
 def _start(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> _Run:
@@ -221,7 +227,8 @@ def _validate(run: _Run) -> dict[str, float]:
         score = scores[recipe.select]
         if not math.isfinite(score):
             raise FloatingPointError(f"{recipe.name}: {recipe.select} is {score}")
-        at.worse = 0 if score > at.best else at.worse + 1
+        if at.epoch > run.settings.head_epochs:  # before, the tower is closed and can't improve
+            at.worse = 0 if score > at.best else at.worse + 1
         if score >= at.best:  # of equals the later one: it has learnt for longer
             at.best, at.best_epoch = score, at.epoch
             state = {"epoch": at.epoch, "learner": run.scored.state_dict()}
@@ -268,7 +275,7 @@ def _resume(run: _Run) -> None:
 
 
 def _finish(run: _Run) -> int:
-    """The chosen weights go into the learner, their epoch; what a killed run needs is removed."""
+    """Put the chosen weights into the learner; their epoch."""
     chosen = run.at.epoch
     if run.at.best_epoch:
         held = read_state(run.file("best"), run.key)
@@ -284,7 +291,6 @@ def _finish(run: _Run) -> int:
         chosen = int(held["epoch"])
     elif run.ema is not None:
         run.learner.load_state_dict(run.ema.module.state_dict())
-    remove_files(run.file("best"), run.file("resume"))
     remove_parts(run.folder / FILE)
     run.learner.eval()
     seed_step(run.recipe.seed, run.at.batches)

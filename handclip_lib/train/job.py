@@ -1,48 +1,34 @@
-"""One training from encoder to weights file: what both stages do, and how it is found again."""
+"""What one training is: its parts, what identifies it, and whom its weights have been taught."""
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning_fabric as lf
-import numpy as np
 import pandas as pd
-import torch
-from filelock import FileLock
 
 from handclip_lib.data import splits
-from handclip_lib.data.augment import Augmenter, mix
-from handclip_lib.data.samplers import make_sampler, nearest_identities
+from handclip_lib.data.check import listed
+from handclip_lib.data.splits import SplitError
 from handclip_lib.data.store import Store, open_store
 from handclip_lib.device import seed_step
-from handclip_lib.evaluate.embed import retrieval_features
-from handclip_lib.losses import build_loss
-from handclip_lib.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from handclip_lib.models.checkpoint import (
+    is_ours,
+    read_checkpoint,
+)
 from handclip_lib.models.clip import Encoder, encoder_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Training
-from handclip_lib.train.fit import Recipe, fit, read_history
-from handclip_lib.train.learner import (
-    Learner,
-    Pictures,
-    check_losses,
-    class_means,
-    encode,
-    pictures,
-)
-from handclip_lib.train.optim import make_optimizer, open_layers
-from handclip_lib.train.selection import scorer
 
 # What decides trained weights: the kit's files, and what computes beneath them
 _CODE = (
     *("device.py", "data/*.py", "models/*.py", "losses/*.py", "train/*.py"),
     *("evaluate/embed.py", "evaluate/protocol.py", "evaluate/retrieval.py"),  # they select
 )
+_NOT_LEARNT = {"save_seconds", "variant", "resume_from", "variants", "save_dir"}
 _PACKAGES = ("torch", "open_clip_torch", "timm", "kornia", "pytorch-metric-learning")
 
 
@@ -72,6 +58,7 @@ class Job:
     manifest: pd.DataFrame
     fabric: lf.Fabric
     folder: Path
+    start: Path | None = None  # the weights file that the encoder was filled from
 
     @property
     def store(self) -> Store:
@@ -80,14 +67,17 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Hash of all that decides the trained weights, code included."""
+        """Hash of all that decides the trained weights, code included, and of nothing else."""
+        used = self.manifest[self.manifest["split"].isin(("train", "val", "select"))]
         parts = {
-            "settings": self.settings.model_dump(mode="json", exclude={"save_seconds"}),
+            "settings": self.settings.model_dump(mode="json", exclude=_NOT_LEARNT),
             "seed": self.p.seed,
-            "device": self.p.device.model_dump(mode="json"),
+            "device": self.p.device.model_dump(mode="json", exclude={"precision"}),
             "feature": self.p.evaluation.feature,
-            "manifest": splits.sha256(self.manifest),
-            "pixels": self.store.key,
+            "manifest": splits.sha256(used),
+            "pixels": self.store.digest(used["image"].unique().tolist()),
+            "preprocess": self.encoder.preprocess.as_dict(),
+            "model": self.encoder.model_cfg,
             "start": self.encoder.weights_sha256,
             "code": _code_sha256(),
             "versions": {name: version(name) for name in _PACKAGES},
@@ -101,139 +91,32 @@ def study_encoder(p: Params) -> Encoder:
     return encoder_of(p.model)
 
 
-def train_job(job: Job) -> Trained:
-    """Train, or take what was trained before with the same key; leaves checkpoints/<name>.pth."""
-    folder = job.folder / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    path, key, parent = folder / f"{job.name}.pth", job.key, job.encoder.weights_sha256
-    with FileLock(folder / f".{job.name}.lock"):
-        held = read_checkpoint(path) if path.is_file() else None
-        if held and held["key"] == key:
-            print(f"{job.name}: trained before, by the same parameters, data and code: {path}")
-            load_weights(job.encoder, path)
-            history = read_history(job.folder, job.name)
-            return Trained(job.encoder.eval(), history, path, held["facts"])
-        began = time.monotonic()
-        history, facts = _fitted(job, key)
-        facts["seconds"] = round(time.monotonic() - began, 2)
-        params = job.p.model_dump(mode="json")
-        save_checkpoint(path, job.encoder, params, parent, key, {"facts": facts})
-    return Trained(job.encoder.eval(), history, path, facts)
+def check_start(job: Job) -> dict[str, list[int]]:
+    """Persons that the weights have been taught when the job is done, by data set.
 
-
-def _fitted(job: Job, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Train the job's encoder; its history and facts."""
-    settings, fabric, store = job.settings, job.fabric, job.store
-    people = sorted(job.manifest.loc[job.manifest["split"] == "train", "pid"].unique())
-    classes = {int(pid): label for label, pid in enumerate(people)}
-    data = pictures(job.manifest, "train", store, fabric, classes)
-    criterion = build_loss(
-        settings.losses, len(classes), job.encoder.dims, settings.loss_balance, settings.projection
-    )
-    check_losses(criterion, job.encoder.dims, len(classes))
-    learner = Learner(job.encoder, criterion, len(classes), job.p.device.compile)
-    fabric.to_device(learner)
-    if criterion.has_centers:
-        z = encode(learner, data.pixels, store.preprocess, fabric, job.p.evaluation.batch_size)
-        criterion.start_centers(class_means(z, data.labels, len(classes)))
-    validate, select = scorer(job.p, job.manifest, store, fabric, classes)
-    recipe = make_recipe(job, learner, data, validate, select, key)
-    history = fit(recipe, settings, fabric, job.folder)
-    facts = {
-        "images": len(data.images),
-        "persons": len(classes),
-        "epochs": len(history),
-        "chosen_epoch": history.attrs["chosen_epoch"],
-        "selected_by": select,
-    }
-    return history, facts
-
-
-def make_recipe(
-    job: Job,
-    learner: Learner,
-    data: Pictures,
-    validate: Callable[[Learner], dict[str, float]] | None,
-    select: str,
-    key: str,
-) -> Recipe:
-    """What `fit` is told of a job; `data`: the training pictures, on the device.
-
-    validate, select, key: as in Recipe.
+    Raises SplitError that names the persons, where the weights it starts from were taught persons
+    who are to be found or held out here. Of a foreign file nobody can tell, which is said.
     """
-    settings, encoder = job.settings, job.encoder
-    if settings.head_epochs and not any(w.requires_grad for w in learner.criterion.parameters()):
-        print(f"{job.name}: these losses have no heads to learn first; the tower learns at once")
-        settings = settings.model_copy(update={"head_epochs": 0})
-    sampler = make_sampler(
-        settings.sampler, data.labels.cpu().numpy(), data.aspects, settings.batch_size, job.p.seed
-    )
-
-    def begin_epoch(epoch: int) -> None:
-        open_layers(encoder, settings, epoch)
-        learner.criterion.set_epoch(epoch)
-        if settings.sampler.type == "hard" and (epoch - 1) % settings.sampler.refresh == 0:
-            _look_around(job, learner, data)
-
-    return Recipe(
-        name=job.name,
-        learner=learner,
-        optimizer=make_optimizer(encoder, learner.criterion, settings),
-        step=_stepper(job, learner, data),
-        weights=lambda: learner.criterion.weights,
-        batches=lambda epoch: sampler.batches(epoch, learner.neighbours.cpu().numpy()),
-        begin_epoch=begin_epoch,
-        diagnostics=lambda: learner.criterion.diagnostics,
-        validate=validate,
-        select=select,
-        key=key,
-        seed=job.p.seed,
-    )
-
-
-def _stepper(
-    job: Job, learner: Learner, data: Pictures
-) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
-    """From the indices of a batch to its loss terms: augmented and, where asked, mixed."""
-    settings, fabric = job.settings, job.fabric
-    augmenter, num_ids = (
-        Augmenter(settings.augment, job.encoder.preprocess),
-        len(learner.neighbours),
-    )
-
-    def step(batch: np.ndarray) -> dict[str, torch.Tensor]:
-        at = torch.from_numpy(batch).to(fabric.device)
-        images, labels = augmenter(data.pixels[at]), data.labels[at]
-        first = _unmixed(settings, len(batch))
-        mixed = mix(images, labels, num_ids, settings.augment, first=first)
-        images, soft = mixed or (images, None)
-        with fabric.autocast():
-            terms: dict[str, torch.Tensor] = learner(images, labels, soft, first if mixed else None)
-        return terms
-
-    return step
-
-
-def _unmixed(settings: Training, size: int) -> int:
-    """How many rows of a batch stay as they are where Mixup or CutMix is on.
-
-    A mixed image has no identity: half of the batch, whole identities of it, is kept for the
-    losses that need one. Cross-entropy alone needs none.
-    """
-    if all(spec.type == "cross_entropy" for spec in settings.losses):
-        return 0
-    group = 1 if settings.sampler.type == "shuffle" else settings.sampler.images
-    return size // 2 // group * group
-
-
-def _look_around(job: Job, learner: Learner, data: Pictures) -> None:
-    """Which identities lie near each other by now, for batches of those that are confused."""
-    z = encode(
-        learner, data.pixels, job.encoder.preprocess, job.fabric, job.p.evaluation.batch_size
-    )
-    unit = retrieval_features({n: f.cpu().numpy() for n, f in z.items()}, job.p.evaluation.feature)
-    nearest = nearest_identities(unit, data.labels.cpu().numpy())
-    learner.neighbours.copy_(torch.from_numpy(nearest))
+    table, manifest = job.table, job.manifest
+    dataset = str(table["dataset"].iloc[0])
+    if dataset in ("own", "drawn"):  # other folders have other persons by the same numbers
+        dataset = f"{dataset} {Path(table.attrs['root']).resolve()}"
+    taught: dict[str, list[int]] = {}
+    if job.start is not None:
+        if is_ours(job.start):
+            taught = read_checkpoint(job.start)["taught"]
+        else:
+            print(f"{job.start.name}: whom these weights were taught is not recorded")
+    asked = manifest.loc[manifest["split"].isin(("query", "gallery", "select")), "pid"]
+    both = sorted(set(taught.get(dataset, [])) & set(asked.tolist()))
+    if both:
+        raise SplitError(
+            f"{job.start} was taught persons who are tested or held out here:"
+            f" {', '.join(listed([str(pid) for pid in both], 20))}; start from weights of this"
+            " aspect, or set split.mode person_disjoint for both"
+        )
+    mine = manifest.loc[manifest["split"] == "train", "pid"].unique().tolist()
+    return taught | {dataset: sorted({*taught.get(dataset, []), *map(int, mine)})}
 
 
 def _code_sha256() -> str:

@@ -1,7 +1,7 @@
 """What a stage trains: an image tower and its losses, fed from pixels that are on the device."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import lightning_fabric as lf
@@ -36,7 +36,7 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.visual, self.criterion = encoder.visual, criterion
-        self.features = torch.compile(towers.features) if compiled else towers.features
+        self.features = _compiled() if compiled else towers.features
         nearest = torch.arange(num_ids - 1).repeat(num_ids, 1)
         self.register_buffer("neighbours", nearest + (nearest >= torch.arange(num_ids)[:, None]))
 
@@ -52,6 +52,15 @@ class Learner(nn.Module):
             self.features(self.visual, images), labels, soft, clean
         )
         return terms
+
+
+def _compiled() -> Callable[[nn.Module, torch.Tensor], towers.Features]:
+    """The tower's forward, compiled anew for each set of layers that opens, however many."""
+    torch._dynamo.config.recompile_limit = 64
+    made: Callable[[nn.Module, torch.Tensor], towers.Features] = torch.compile(
+        towers.features, dynamic=False
+    )
+    return made
 
 
 @dataclass(frozen=True)

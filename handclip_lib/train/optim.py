@@ -20,6 +20,8 @@ from handclip_lib.models.clip import Encoder
 from handclip_lib.schema_train import Training
 
 HEADS = "heads"
+BALANCE = "balance"
+_BALANCE_LR = 0.01  # whatever the tower's: learnt weights of losses are numbers around 0
 _TABLES = re.compile(
     r"positional_embedding|pos_embed|relative_position|class_embedding|_token$|\bcenters$"
 )
@@ -43,11 +45,12 @@ def param_groups(encoder: Encoder, heads: nn.Module, settings: Training) -> list
 
     The image tower by depth and weight decay, then `heads` (necks, classifiers, proxies). A group
     has `params`, `lr`, `weight_decay`, `name`. lr = settings.lr · layer_decay^(top - depth); heads:
-    settings.lr · head_lr. No decay for one-dimensional parameters and for tables of positions,
-    tokens or centres. Depths: ViT 0 = stem and tables, 1 … L = blocks, L + 1 = ln_post and proj;
-    ResNet 0 = stem, 1 … 4, 5 = attention pool; timm towers by their own stages, or one where they
-    name none. The text tower and logit_scale are in no group. Layer-wise decay: BEiT, Bao et al.
-    2022, arXiv:2106.08254; timm's own grouping knows no open_clip tower.
+    settings.lr · head_lr; learnt weights of losses: 0.01 at the peak. No decay for one-dimensional
+    parameters and for tables of positions, tokens or centres. Depths: ViT 0 = stem and tables,
+    1 … L = blocks, L + 1 = ln_post and proj; ResNet 0 = stem, 1 … 4, 5 = attention pool; timm
+    towers by their own stages, or one where they name none. The text tower and logit_scale are in
+    no group. Layer-wise decay: BEiT, Bao et al. 2022, arXiv:2106.08254; timm's own grouping knows
+    no open_clip tower.
     """
     rows = [row for row in _rows(encoder, heads, settings) if row.pop("open_from") is not None]
     return [row for row in rows if row["params"]]
@@ -204,7 +207,10 @@ def _rows(encoder: Encoder, heads: nn.Module, settings: Training) -> list[dict[s
         opens = _opens(settings, depth, ladder.top)
         rows += _split(named, step, lr, settings.weight_decay, opens)
     learnt = [(name, p) for name, p in heads.named_parameters() if p.requires_grad]
-    return rows + _split(learnt, HEADS, settings.lr * settings.head_lr, settings.weight_decay, 1)
+    weights = [(name, p) for name, p in learnt if name.startswith(f"{BALANCE}.")]
+    learnt = [(name, p) for name, p in learnt if not name.startswith(f"{BALANCE}.")]
+    rows += _split(learnt, HEADS, settings.lr * settings.head_lr, settings.weight_decay, 1)
+    return rows + _split(weights, BALANCE, _BALANCE_LR, 0.0, 1)
 
 
 def _split(

@@ -49,7 +49,7 @@ def means(done: list[dict[str, Any]]) -> dict[str, float]:
 
 def _mean(values: list[Any]) -> float:
     if isinstance(values[0], torch.Tensor):
-        return float(torch.stack(values).double().mean())
+        return float(torch.stack(values).cpu().double().mean())
     return float(np.mean(values))
 
 

@@ -1,0 +1,118 @@
+"""From a job to what the loop is told: losses with their heads, batches, steps, open layers."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from handclip_lib.data.augment import Augmenter, mix
+from handclip_lib.data.samplers import make_sampler, nearest_identities
+from handclip_lib.evaluate.embed import retrieval_features
+from handclip_lib.losses import Criterion, build_loss
+from handclip_lib.models.clip import Encoder
+from handclip_lib.schema_train import Training
+from handclip_lib.train.fit import Recipe
+from handclip_lib.train.job import Job
+from handclip_lib.train.learner import Learner, Pictures, encode
+from handclip_lib.train.optim import make_optimizer, open_layers
+
+
+def prepared(settings: Training, encoder: Encoder, num_ids: int) -> tuple[Criterion, Training]:
+    """The losses of a stage with their heads, and the settings that count with these heads."""
+    criterion = build_loss(
+        settings.losses, num_ids, encoder.dims, settings.loss_balance, settings.projection
+    )
+    if settings.head_epochs and not any(w.requires_grad for w in criterion.parameters()):
+        print("these losses have no heads that could learn first; the tower learns at once")
+        settings = settings.model_copy(update={"head_epochs": 0})
+    return criterion, settings
+
+
+def make_recipe(
+    job: Job,
+    learner: Learner,
+    data: Pictures,
+    validate: Callable[[Learner], dict[str, float]] | None,
+    select: str,
+    key: str,
+) -> Recipe:
+    """What `fit` is told of a job; `data`: the training pictures, on the device.
+
+    validate, select, key: as in Recipe.
+    """
+    settings, encoder = job.settings, job.encoder
+    sampler = make_sampler(
+        settings.sampler, data.labels.cpu().numpy(), data.aspects, settings.batch_size, job.p.seed
+    )
+
+    def begin_epoch(epoch: int) -> None:
+        open_layers(encoder, settings, epoch)
+        learner.criterion.set_epoch(epoch)
+        if settings.sampler.type == "hard" and (epoch - 1) % settings.sampler.refresh == 0:
+            _look_around(job, learner, data)
+
+    return Recipe(
+        name=job.name,
+        learner=learner,
+        optimizer=make_optimizer(encoder, learner.criterion, settings),
+        step=_stepper(job, learner, data),
+        weights=lambda: learner.criterion.weights,
+        batches=lambda epoch: sampler.batches(epoch, learner.neighbours.cpu().numpy()),
+        begin_epoch=begin_epoch,
+        diagnostics=lambda: learner.criterion.diagnostics,
+        validate=validate,
+        select=select,
+        key=key,
+        seed=job.p.seed,
+    )
+
+
+def _stepper(
+    job: Job, learner: Learner, data: Pictures
+) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
+    """From the indices of a batch to its loss terms: augmented and, where asked, mixed."""
+    settings, fabric = job.settings, job.fabric
+    augmenter, num_ids = (
+        Augmenter(settings.augment, job.encoder.preprocess),
+        len(learner.neighbours),
+    )
+
+    def step(batch: np.ndarray) -> dict[str, torch.Tensor]:
+        at = torch.from_numpy(batch).to(fabric.device, non_blocking=True)
+        images, labels = augmenter(data.pixels[at]), data.labels[at]
+        first = _unmixed(settings, len(batch))
+        mixed = mix(images, labels, num_ids, settings.augment, first=first)
+        images, soft = mixed or (images, None)
+        with fabric.autocast():
+            terms: dict[str, torch.Tensor] = learner(images, labels, soft, first if mixed else None)
+        return terms
+
+    return step
+
+
+def _unmixed(settings: Training, size: int) -> int:
+    """How many rows of a batch stay as they are where Mixup or CutMix is on.
+
+    A mixed image has no identity: half of the batch, whole identities of it, is kept for the
+    losses that need one. Cross-entropy alone needs none.
+    """
+    if all(spec.type == "cross_entropy" for spec in settings.losses):
+        return 0
+    group = 1 if settings.sampler.type == "shuffle" else settings.sampler.images
+    first = size // 2 // group * group
+    if first < 2 * group and (settings.augment.mixup or settings.augment.cutmix):
+        raise ValueError(
+            f"a batch of {size} is too small to mix half of it and keep two identities for the"
+            f" other losses: batch_size {4 * group} or more, or mixup and cutmix 0"
+        )
+    return first
+
+
+def _look_around(job: Job, learner: Learner, data: Pictures) -> None:
+    """Which identities lie near each other by now, for batches of those that are confused."""
+    z = encode(
+        learner, data.pixels, job.encoder.preprocess, job.fabric, job.p.evaluation.batch_size
+    )
+    unit = retrieval_features({n: f.cpu().numpy() for n, f in z.items()}, job.p.evaluation.feature)
+    nearest = nearest_identities(unit, data.labels.cpu().numpy())
+    learner.neighbours.copy_(torch.from_numpy(nearest))
