@@ -13,6 +13,7 @@ from PIL import Image
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.charts import interval_chart
 from handclip_lib.report.page import banner, facts, page, percent_cell, provenance
+from handclip_lib.report.pooled import pooled, pooled_table
 from handclip_lib.report.results import Finished, finished_runs, results, seed_means
 from handclip_lib.report.runs import replace_text, reports_root
 from handclip_lib.report.sweeps import comparison, over_seeds
@@ -24,9 +25,10 @@ _THUMB = (380, 260)  # pixels: twice what is shown, for dense screens
 
 
 def write_index(p: Params) -> Path:
-    """Write a study's index.html, results.csv and means.csv; returns index.html's path.
+    """Write a study's index.html and its tables as CSV; returns index.html's path.
 
-    means.csv holds means over seeds, where there are several. Every number comes from a
+    results.csv: every number; means.csv: means over seeds, where there are several; pooled.csv:
+    paired tests over all aspects and seeds together. Every number comes from a
     metrics.json; ValueError when the study has no finished run.
     """
     root = reports_root(p) / p.study
@@ -38,9 +40,12 @@ def write_index(p: Params) -> Path:
     replace_text(root / "results.csv", _csv(numbers))
     if len(means):
         replace_text(root / "means.csv", _csv(means))
+    together = pooled(runs)
+    if len(together):
+        replace_text(root / "pooled.csv", _csv(together))
     titles = list(dict.fromkeys(run.metrics["data"] for run in runs))
     parts = [_head(p.study, p.experiment, titles, runs), _headline(runs)]
-    parts += [comparison(numbers), over_seeds(means)]
+    parts += [pooled_table(together), comparison(numbers), over_seeds(means)]
     parts += [_zero_shot(runs), _unfinished(root), _runs(runs, root), _provenance(runs)]
     title = f"{p.study} · {', '.join(titles)}"
     replace_text(root / "index.html", page(title, "\n".join(filter(None, parts))))

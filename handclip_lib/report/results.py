@@ -17,7 +17,7 @@ _COLUMNS = (
     "ci95_low", "ci95_high", "queries", "entries", "persons", "manifest_sha256", "commit",
     "difference", "difference_low", "difference_high", "p",
 )  # fmt: skip
-_PLACE = {"rank1": 0, "map": 1}  # in a person's [mean rank-1, mean AP, number of queries]
+PLACE = {"rank1": 0, "map": 1}  # in a person's [mean rank-1, mean AP, number of queries]
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ def _against(
     old = base.metrics["variants"][variant].get(gallery, {}).get(metric)
     if old is None:
         return unknown
-    before, after = (_persons(r, variant) for r in (base, run))
+    before, after = (persons_of(r, variant) for r in (base, run))
     same = {pid: told[2] for pid, told in before.items()} == {k: v[2] for k, v in after.items()}
-    if same and len(before) > 1 and gallery == "own" and metric in _PLACE:
+    if same and len(before) > 1 and gallery == "own" and metric in PLACE:
         times = [int(before[pid][2]) for pid in before]
         a, b = (
-            np.repeat([told[pid][_PLACE[metric]] for pid in before], times)
+            np.repeat([told[pid][PLACE[metric]] for pid in before], times)
             for told in (before, after)
         )
         tested = paired_test(a, b, np.repeat(np.arange(len(times)), times))
@@ -143,7 +143,7 @@ def _against(
     return [new["mean"] - old["mean"], *unknown[1:]]
 
 
-def _persons(run: Finished, variant: str) -> dict[str, Any]:
+def persons_of(run: Finished, variant: str) -> dict[str, Any]:
     """{person: [mean rank-1, mean AP, queries]} in their own gallery; empty: not told."""
     told = run.metrics.get("per_person", {})
     return dict(told.get(variant, {}))

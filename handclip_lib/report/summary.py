@@ -59,7 +59,7 @@ def loss_table(variants: Mapping[str, Sequence[LossSpec]], dims: Mapping[str, in
     """
     rows = {}
     for name, specs in variants.items():
-        terms: Mapping[str, Any] = build_loss(specs, 2, dims, projection=1).terms
+        terms: Any = build_loss(specs, 2, dims, projection=1).terms
         for loss, term in terms.items():
             settings = ", ".join(f"{key} {value}" for key, value in term.told.items())
             rows[name, loss] = {"weight": term.weight, "on": ", ".join(term.on), "with": settings}

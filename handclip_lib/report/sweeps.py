@@ -10,7 +10,7 @@ import pandas as pd
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.page import p_text, percent_cell
 
-_SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
+SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
 _EMPTY = "<td>–</td>"
 
 
@@ -35,8 +35,8 @@ def comparison(numbers: pd.DataFrame) -> str:
             blocks.append(_compared(str(tag), run.set_index("metric").to_dict("index")))
     if not blocks:
         return ""
-    names = "".join(f"<th>{words}</th>" for _, words in _SHOWN)
-    changes = "".join(f"<th>{words} against it</th>" for _, words in _SHOWN)
+    names = "".join(f"<th>{words}</th>" for _, words in SHOWN)
+    changes = "".join(f"<th>{words} against it</th>" for _, words in SHOWN)
     return (
         '<h2>Variants of the study</h2><div class="scroll"><table id="variants"><thead>'
         f'<tr><th class="name">run</th>{names}{changes}</tr></thead>'
@@ -59,8 +59,8 @@ def over_seeds(means: pd.DataFrame) -> str:
     keys = ["notebook", "aspect", "variant", "tag"]
     rows = [_meant(run) for _, run in own.groupby(keys, sort=False)]
     changed = own["difference"].notna().any()
-    names = "".join(f"<th>{words}</th>" for _, words in _SHOWN)
-    changes = "".join(f"<th>{words} against plain</th>" for _, words in _SHOWN) if changed else ""
+    names = "".join(f"<th>{words}</th>" for _, words in SHOWN)
+    changes = "".join(f"<th>{words} against plain</th>" for _, words in SHOWN) if changed else ""
     body = "".join(rows) if changed else "".join(row.replace(_EMPTY, "") for row in rows)
     return (
         '<h2>Means over seeds</h2><div class="scroll"><table id="seeds"><thead>'
@@ -72,13 +72,13 @@ def over_seeds(means: pd.DataFrame) -> str:
 
 
 def _headline(table: pd.DataFrame) -> pd.DataFrame:
-    shown = [key for key, _ in _SHOWN]
+    shown = [key for key, _ in SHOWN]
     return table[(table["gallery"] == "own") & table["metric"].isin(shown)]
 
 
 def _compared(tag: str, run: Mapping[Any, Any]) -> str:
     """A row of the sweep's table. run: metric -> its row of the results."""
-    numbers = [run[key] for key, _ in _SHOWN]
+    numbers = [run[key] for key, _ in SHOWN]
     cells = "".join(percent_cell(n["mean"], (n["ci95_low"], n["ci95_high"])) for n in numbers)
     name = html.escape(tag) if tag else "the study itself"
     changes = "".join(map(_change, numbers))
@@ -90,19 +90,19 @@ def _change(number: Mapping[str, Any]) -> str:
         return _EMPTY
     below = ""
     if not math.isnan(number["p_holm"]):
-        low, high = (_signed(number[k]) for k in ("difference_low", "difference_high"))
+        low, high = (signed(number[k]) for k in ("difference_low", "difference_high"))
         below = f"<small>{low} to {high}, p {p_text(number['p_holm'])}</small>"
-    return f"<td>{_signed(number['difference'])}{below}</td>"
+    return f"<td>{signed(number['difference'])}{below}</td>"
 
 
 def _meant(run: pd.DataFrame) -> str:
     """A row of the table over seeds, from the rows of its metrics."""
     told: Mapping[Any, Any] = run.set_index("metric").to_dict("index")
-    numbers = [told[key] for key, _ in _SHOWN]
+    numbers = [told[key] for key, _ in SHOWN]
     first = numbers[0]
     cells = "".join(percent_cell(n["mean"], (n["lowest"], n["highest"])) for n in numbers)
     against = [n["difference"] for n in numbers]
-    changes = "".join(_EMPTY if math.isnan(d) else f"<td>{_signed(d)}</td>" for d in against)
+    changes = "".join(_EMPTY if math.isnan(d) else f"<td>{signed(d)}</td>" for d in against)
     name = html.escape(f"{ASPECTS[first['aspect']].title} · {first['variant']}")
     of = html.escape(first["notebook"] + (f", {first['tag']}" if first["tag"] else ""))
     seeds = first["seeds"]
@@ -111,6 +111,6 @@ def _meant(run: pd.DataFrame) -> str:
     )
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     """`+3.1` or `−0.4`: a difference of 0–1 metrics, in points of per cent."""
     return f"{100 * value:+.1f}".replace("-", "−")
