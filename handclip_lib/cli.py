@@ -134,7 +134,10 @@ def _demo(asked: argparse.Namespace) -> int:
     from handclip_lib.report.study import run_study
 
     started = time.monotonic()
-    status = run_study(DEMO, None, asked.aspects, [0], jobs=asked.cores, force=asked.force)
+    brief = ["00_splits", "01_baseline"]
+    status = run_study(
+        DEMO, None, asked.aspects, [0], jobs=asked.cores, force=asked.force, others=brief
+    )
     print(f"the demo took {time.monotonic() - started:.0f} s in all")
     return status
 
@@ -233,7 +236,8 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
     "demo": (
         _demo,
         [_ASPECTS, _CORES, _FORCE],
-        "draw the demonstration data, run its study, write its index.html",
+        "draw the demonstration data, run its study and write its index.html: every notebook for"
+        " the first aspect, splits and baseline for the others",
     ),
     "demo-data": (
         _demo_data,

@@ -44,7 +44,7 @@ def test_study_and_demo_pass_everything_on(asked, capsys):
     assert cli.main(["demo", "--cores", "1", "--force"]) == 0
     assert asked[1] == (
         ("demo", None, None, [0]),
-        {"jobs": 1, "force": True},
+        {"jobs": 1, "force": True, "others": ["00_splits", "01_baseline"]},
     )
     assert "the demo took" in capsys.readouterr().out
 

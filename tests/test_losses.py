@@ -168,8 +168,8 @@ def test_cross_entropy(smoothing: float, mixed: bool) -> None:
     for i in range(6):
         scores = torch.exp(torch.stack([loss.classifier.weight[k] @ z[i] for k in range(8)]))
         for k in range(8):
-            hard = (1 - smoothing) * float(k == y[i]) + smoothing / 8
-            q = soft[i, k] if mixed else hard
+            told = soft[i, k] if mixed else float(k == y[i])
+            q = (1 - smoothing) * told + smoothing / 8
             values.append(-q * torch.log(scores[k] / scores.sum()) / 6)
     got = loss(z, y, soft) if mixed else loss(z, y)
     agree(got, sum(values, z.sum() * 0), z)

@@ -85,10 +85,10 @@ def test_a_variant_of_a_sweep_is_a_run_of_its_study(tmp_path):
         runs.check_tag(more, str(study))
     mine = params.load(study=str(study), tag="mine", overrides={"stage1.lr": 1.0})
     runs.check_tag(mine, str(study))
-    assert params.load(study="lr", tag="lr_1e-3").study == "lr"
+    assert params.load(study="lr", tag="lr_1e-4").study == "lr"
     with pytest.raises(params.ParamError, match="differs from the study 'lr' with its variant"):
         runs.open_run(
-            "02_stage1", params.load(study="lr", tag="lr_1e-3", overrides="split.seed: 4")
+            "02_stage1", params.load(study="lr", tag="lr_1e-4", overrides="split.seed: 4")
         )
 
 

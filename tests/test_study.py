@@ -16,6 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook
 
+from handclip_lib.aspects import CHAIN
 from handclip_lib.params import ROOT, ParamError, load
 from handclip_lib.report import study
 from handclip_lib.report.charts import interval_chart
@@ -91,6 +92,15 @@ def _finished(tmp_path, name="00_good"):
 def _todo(tmp_path, force=False, source="1", say=lambda line: None):
     chains = study.plan("smoke", [_notebook(tmp_path, "00_good", source)], ["dorsal_r"], [0])
     return study._remaining(chains, force, False, say)
+
+
+def test_the_demo_is_brief_with_all_but_its_first_aspect():
+    brief = ["00_splits", "01_baseline"]
+    chains = study.plan("demo", None, None, [0], brief)
+    ran = {chain[0].params.aspect: [task.notebook.stem for task in chain] for chain in chains}
+    assert list(ran) == list(CHAIN)
+    assert ran[CHAIN[0]][:4] == [*brief, "02_stage1", "03_stage2_losses"]
+    assert all(ran[aspect] == brief for aspect in CHAIN[1:])
 
 
 def test_what_makes_a_run_stay(tmp_path, monkeypatch):
@@ -247,8 +257,12 @@ def test_ctrl_c_ends_the_children(tmp_path):
 
     threading.Thread(target=stop, daemon=True).start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        study.run_study("smoke", [path], ["dorsal_r"], say=lambda line: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' `&` ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            study.run_study("smoke", [path], ["dorsal_r"], say=lambda line: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 60
     for _ in range(100):
         if not _is_alive(int(alive.read_text())):

@@ -75,16 +75,18 @@ def run_study(
     force: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
+    others: Sequence[str] | None = None,
 ) -> int:
     """Run what is missing of a study and write its index; 0 when nothing failed, else 1.
 
     notebooks: names or paths, by default the study's, else the numbered ones; aspects: by default
-    all that the data has; seeds: by default the study's, else 0. A sweep is run as it is and with
+    all that the data has; seeds: by default the study's, else 0; others: the notebooks of all
+    aspects but the first, by default the same. A sweep is run as it is and with
     each of its variants. The runs of one aspect and seed follow each other, since later ones use
     what earlier ones leave; `jobs` such chains run at a time (by default one a core, one on a
     GPU). A run that fails does not stop the others. dry_run only says what would be run.
     """
-    chains = plan(study, notebooks, aspects, seeds)
+    chains = plan(study, notebooks, aspects, seeds, others)
     todo = _remaining(chains, force, dry_run, say)
     if dry_run:
         for task in (task for chain in todo for task in chain):
@@ -109,6 +111,7 @@ def plan(
     notebooks: Sequence[str] | None,
     aspects: Sequence[str] | None,
     seeds: Sequence[int] | None,
+    others: Sequence[str] | None = None,
 ) -> list[list[Task]]:
     """The study's runs: a list for each seed and aspect, the study before its variants."""
     told = read_study(study)
@@ -116,11 +119,16 @@ def plan(
     files = files or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not files:
         raise FileNotFoundError(f"{ROOT / 'notebooks'} has no numbered notebooks")
-    chosen = dict.fromkeys(aspects or _aspects(study))
+    brief = files if others is None else [find_notebook(name) for name in others]
+    chosen = list(dict.fromkeys(aspects or _aspects(study)))
     return [
-        [Task(f, load(aspect, study, seed, tag)) for tag in ("", *told.sweep) for f in files]
+        [
+            Task(f, load(aspect, study, seed, tag))
+            for tag in ("", *told.sweep)
+            for f in (brief if place else files)
+        ]
         for seed in dict.fromkeys(seeds or told.seeds or (0,))
-        for aspect in chosen
+        for place, aspect in enumerate(chosen)
     ]
 
 
