@@ -7,7 +7,7 @@ import pandas as pd
 from pydantic import BeforeValidator, Field, field_validator
 
 from handclip_lib.aspects import ASPECTS
-from handclip_lib.schema_base import Count, Node, Whole, did_you_mean, no_bool
+from handclip_lib.schema_base import Count, Node, Text, Whole, did_you_mean, no_bool
 from handclip_lib.schema_train import Stage1, Stage2
 
 
@@ -23,7 +23,7 @@ class Data(Node):
     """Which photographs."""
 
     dataset: Literal["11k", "HD", "drawn", "own"] = "11k"
-    root: str = ""  # empty: data/11k, data/HD, data/drawn_hands; own: a folder or a CSV
+    root: Text = ""  # empty: data/11k, data/HD, data/drawn_hands; own: a folder or a CSV
     drawn: Drawn = Drawn()
 
 
@@ -34,14 +34,14 @@ class Split(Node):
     seed: Whole = 0
     draws: Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=100)] = 10
     select: Literal["persons", "none"] = "none"
-    legacy_tree: str = ""  # a train_val_test_split_<aspect> folder to take as it is
+    legacy_tree: Text = ""  # a train_val_test_split_<aspect> folder to take as it is
 
 
 class Model(Node):
     """An image tower: any open_clip name, `tiny`, `tiny_rn`, or a path; and how it sees images."""
 
     name: str = "ViT-B-16-quickgelu"
-    pretrained: str = "openai"  # an open_clip tag, a weights file, or empty for what `name` holds
+    pretrained: Text = "openai"  # an open_clip tag, a weights file, or empty for what `name` holds
     # Pixels, or (height, width); None: the tower's own
     image_size: Count | tuple[Count, Count] | None = None
     mirror_left: bool | None = None  # left hands mirrored throughout; None: as its weights record
@@ -103,8 +103,8 @@ class Params(Node):
     study: str = "demo"
     seed: Whole = 0
     tag: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.+=-]*)?$")] = ""
-    experiment: str = ""  # the user's own name of it, shown in reports
-    reports: str = ""  # empty: $HANDCLIP_REPORTS, else reports/ of the project
+    experiment: Text = ""  # the user's own name of it, shown in reports
+    reports: Text = ""  # empty: $HANDCLIP_REPORTS, else reports/ of the project
     data: Data = Data()
     split: Split = Split()
     model: Model = Model()

@@ -22,6 +22,12 @@ def no_bool(value: object) -> object:
     return value
 
 
+def _empty(value: object) -> object:
+    """An empty value of a YAML line, or of `--set KEY=`, is an empty text."""
+    return "" if value is None else value
+
+
+Text = Annotated[str, BeforeValidator(_empty)]
 Count = Annotated[int, BeforeValidator(no_bool), Field(ge=1)]
 Whole = Annotated[int, BeforeValidator(no_bool), Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(no_bool), Field(gt=0)]

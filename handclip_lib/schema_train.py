@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from handclip_lib.schema_base import Amount, Count, Node, Rate, Share, Whole, no_bool
+from handclip_lib.schema_base import Amount, Count, Node, Rate, Share, Text, Whole, no_bool
 
 
 class LossSpec(Node):
@@ -107,7 +107,7 @@ class Stage2(Training):
     sampler: Sampler = Sampler(type="pk")
     losses: tuple[LossSpec, ...] = (LossSpec(type="cross_entropy"), LossSpec(type="triplet"))
     variant: Literal["finetuned", "baseline"] = "finetuned"  # baseline: evaluate, train nothing
-    resume_from: str = ""  # a weights file; empty: stage 1 of the study, made when missing
+    resume_from: Text = ""  # a weights file; empty: stage 1 of the study, made when missing
     # By name: files of params/losses/, or lists written here; none: `losses` alone
     variants: dict[str, tuple[LossSpec, ...]] = {}
-    save_dir: str = ""  # where the weights go, too
+    save_dir: Text = ""  # where the weights go, too

@@ -536,3 +536,9 @@ def test_the_fabric_keeps_full_precision_and_the_seed() -> None:
     first = torch.rand(3)
     make_fabric(p)
     assert torch.equal(first, torch.rand(3))
+
+
+def test_an_empty_value_is_an_empty_text():
+    assert params.load(overrides="model.pretrained:").model.pretrained == ""
+    with pytest.raises(params.ParamError, match="model.name"):
+        params.load(overrides="model.name:")
