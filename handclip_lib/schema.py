@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.schema_base import Count, Node, Text, Whole, did_you_mean, no_bool
-from handclip_lib.schema_train import Stage1, Stage2
+from handclip_lib.schema_train import Stage1, Stage2, Stage3a, Stage3b
 
 
 class Drawn(Node):
@@ -113,6 +113,8 @@ class Params(Node):
     device: Device = Device()
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
+    stage3a: Stage3a = Stage3a()
+    stage3b: Stage3b = Stage3b()
 
     @field_validator("aspect")
     @classmethod

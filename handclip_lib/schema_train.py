@@ -1,6 +1,6 @@
 """How an encoder is trained: what stages 1 and 2 share, and where their defaults differ."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -111,3 +111,63 @@ class Stage2(Training):
     # By name: files of params/losses/, or lists written here; none: `losses` alone
     variants: dict[str, tuple[LossSpec, ...]] = {}
     save_dir: Text = ""  # where the weights go, too
+
+
+class Adapt(Node):
+    """What is put on a frozen or a training image tower; nothing of it acts at the start."""
+
+    view: Literal["none", "aspect", "camera"] = "none"  # side information (SIE), by this column
+    view_scale: Amount = 1.0
+    prompts: Whole = 0  # visual prompt tokens (VPT); 0: none
+    deep: bool = True  # prompts before every block, not the first alone
+    prompt_dropout: Annotated[float, BeforeValidator(no_bool), Field(ge=0, lt=1)] = 0.0
+    lora: Whole = 0  # rank of LoRA on attention and MLP; 0: none
+    stride: Count | None = None  # of the patches; less than their size: they overlap (OLP)
+
+
+class Stage3a(Training):
+    """Learned prompts: both towers frozen, the image features computed once."""
+
+    epochs: Count = 120
+    lr: Rate = 3.5e-4
+    head_lr: Rate = 1.0
+    optimizer: Literal["adamw", "adam"] = "adam"
+    weight_decay: Amount = 1e-4
+    warmup: Share = 0.04
+    min_lr: Amount = 1e-6
+    losses: tuple[LossSpec, ...] = ()  # none but those between images and texts
+    start: Literal["pretrained", "stage1"] = "pretrained"  # of all of stage 3
+    n_ctx: Count = 4
+    template: str = "a photo of a {person} {aspect} hand."
+    words: tuple[str, ...] = ("person",)  # of init words
+    init: Literal["random", "words", "attributes", "image"] = "random"
+    prompts: Count = 1  # an identity has; their features are averaged
+    diversity: Amount = 0.1  # weight of the likeness of an identity's prompts
+    dropout: Annotated[float, BeforeValidator(no_bool), Field(ge=0, lt=1)] = 0.0
+    similarity: Literal["cosine", "dot"] = "cosine"
+
+
+class Stage3b(Training):
+    """The image tower against texts: learned prompts, an image's pseudo-word, or descriptions."""
+
+    lr: Rate = 5e-6
+    optimizer: Literal["adamw", "adam"] = "adam"
+    weight_decay: Amount = 1e-4
+    schedule: Literal["cosine", "one_cycle", "multistep", "constant"] = "multistep"
+    warmup: Share = 0.17
+    sampler: Sampler = Sampler(type="pk")
+    losses: tuple[LossSpec, ...] = (
+        LossSpec(type="cross_entropy", weight=0.25),
+        LossSpec(type="triplet"),
+    )
+    text: Literal["none", "prompts", "pseudo", "attributes", "number"] = "prompts"
+    template: str = "a photo of a {person} {aspect} hand."  # pseudo, attributes, number
+    i2t: Amount = 1.0
+    t2i: Amount = 0.0
+    text_smoothing: Share = 0.1  # of i2t over all identities' prompts
+    similarity: Literal["cosine", "dot"] = "cosine"
+    style: Literal["promptsg", "clip_handid"] = "promptsg"  # of the inversion network
+    interact: bool = False  # pseudo: the text looks at the patches
+    adapt: Adapt = Adapt()
+    # By name: files of params/guided/, or what differs from these settings, written here
+    variants: dict[str, dict[str, Any]] = {}

@@ -286,7 +286,7 @@ def test_paths_start_at_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 # Fields of these branches may wait for the notebook that needs them, and no longer.
-WAITING = {"stage1": "02_*.ipynb", "stage2": "03_*.ipynb", "spec": "03_*.ipynb"}
+WAITING = {"stage3a": "04_*.ipynb", "stage3b": "04_*.ipynb"}
 
 
 def test_every_field_is_read() -> None:
