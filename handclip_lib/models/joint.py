@@ -12,9 +12,9 @@ def joint_tokens(visual: nn.Module, features: Features) -> torch.Tensor:
     """(B, 1 + N, E): at 0 `features.proj`, then the N places of the map in the joint space.
 
     ViT: each patch takes the class token's way out, `ln_post` and `proj`. ResNet: the attention
-    pool's value and output projections of each place (Zhou et al. 2022, arXiv:2112.01071, section
-    3.2), without the table of positions. Raw, with gradient. Raises TypeError on towers whose
-    places have no such way: timm's, and ViTs that pool by attention.
+    pool's value and output projections of each place, without the table of positions (MaskCLIP,
+    Zhou et al. 2022, arXiv:2112.01071, section 3). Raw, with gradient. Raises TypeError on towers
+    whose places have no such way: timm's, and ViTs that pool by attention.
     """
     if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
         tokens = visual.ln_post(features.tokens) if visual.final_ln_after_pool else features.tokens
@@ -24,6 +24,6 @@ def joint_tokens(visual: nn.Module, features: Features) -> torch.Tensor:
     else:
         raise TypeError(
             f"the places of a {type(visual).__name__}'s map have no way into the space of texts;"
-            " take a CLIP ViT with a class token or a CLIP ResNet"
+            " take CLIP's ViT or ResNet"
         )
     return torch.cat([features.proj[:, None], places], dim=1)
