@@ -1,5 +1,6 @@
 """`handclip export`: a tower as open_clip loads it, or a table of the features of photographs."""
 
+import copy
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from handclip_lib.data.store import open_store
 from handclip_lib.data.tables import read_11k
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate.embed import embed, retrieval_features
+from handclip_lib.models.adapters import merge_lora
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.models.files import save_local_dir
 from handclip_lib.models.weights import CONFIG
@@ -70,14 +72,19 @@ def _checkpoint(run: Path, variant: str) -> Path:
 def export_model(encoder: Encoder, folder: Path, half: bool = False, force: bool = False) -> str:
     """Write an open_clip local-dir, once plain open_clip has given bit-equal features from it.
 
-    half: weights in float16, at half the size; force: replace an older model. Returns what to
-    tell the user: what was checked, and two lines of Python that load it.
+    half: weights in float16, at half the size; force: replace an older model. LoRA is added to the
+    weights that are written. Returns what to tell the user: what was checked, and two lines of
+    Python that load it.
     Raises FileExistsError where something lies, ValueError on a tower that open_clip cannot
-    build at this size, RuntimeError where its features differ; an older model stays then.
+    build at this size or with this adapter, RuntimeError where its features differ; an older
+    model stays then.
     """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already: --force replaces a model folder")
+    if encoder.adapter is not None:
+        encoder = copy.deepcopy(encoder)
+        merge_lora(encoder)
     dtype = torch.float16 if half else torch.float32
     lines: list[str] = []
     save_local_dir(encoder, folder, dtype, lambda new: lines.append(_compare(encoder, new, half)))

@@ -66,9 +66,9 @@ def batches(monkeypatch) -> list[int]:
     seen: list[int] = []
     real = Encoder.features
 
-    def counting(self, images):
+    def counting(self, images, codes=None):
         seen.append(len(images))
-        return real(self, images)
+        return real(self, images, codes)
 
     monkeypatch.setattr(Encoder, "features", counting)
     return seen

@@ -45,6 +45,7 @@ class Store:
     cache: Path
     _rows: dict[str, int] = field(repr=False)
     _mirrored: frozenset[str] = field(repr=False)  # images
+    table: pd.DataFrame = field(repr=False)  # what else is known of them, a row each
     _asked: np.ndarray = field(repr=False)  # bool (N,): what this object was asked for
 
     def pixels(self, images: Sequence[str]) -> torch.Tensor:
@@ -152,7 +153,7 @@ def open_store(table: pd.DataFrame, preprocess: Preprocess, cache: Path | None =
     )
     where = Path(cache) if cache else params.cache_dir()
     asked = np.zeros(len(images), dtype=bool)
-    return Store(root, images, preprocess, key, where, rows, frozenset(mirrored), asked)
+    return Store(root, images, preprocess, key, where, rows, frozenset(mirrored), table, asked)
 
 
 def decode(path: Path, preprocess: Preprocess) -> tuple[np.ndarray, bool]:

@@ -32,10 +32,10 @@ def embed(
     """Raw float32 features {"penult", "pool", "proj"}, each (N, W), rows in the order asked.
 
     Under the fabric's device and precision, in eval mode. Rows are kept on disk and found again
-    for the same weights, architecture, preprocessing, photographs, precision, kind of device and
-    versions of what computes them.
+    for the same weights, architecture, adapter and what it is told of the photographs,
+    preprocessing, photographs, precision, kind of device and versions of what computes them.
     Raises ValueError where the store was fitted for another Preprocess, or where features are not
-    finite, naming the images.
+    finite, naming the images; ParamError where the table does not say what the adapter asks for.
     """
     if store.preprocess != encoder.preprocess:
         raise ValueError(
@@ -71,26 +71,29 @@ def retrieval_features(
 
 
 def _cache(encoder: Encoder, store: Store, fabric: lf.Fabric) -> RowCache:
-    key = key_of(
-        {
-            "version": [_VERSION, torch.__version__, open_clip.__version__, timm.__version__],
-            "pixels": store.key,
-            "preprocess": encoder.preprocess.as_dict(),
-            "weights": encoder.weights_sha256,
-            "model": encoder.model_cfg,
-            "precision": str(fabric.strategy.precision.precision),
-            "device": fabric.device.type,
-        }
-    )
+    parts = {
+        "version": [_VERSION, torch.__version__, open_clip.__version__, timm.__version__],
+        "pixels": store.key,
+        "preprocess": encoder.preprocess.as_dict(),
+        "weights": encoder.weights_sha256,
+        "model": encoder.model_cfg,
+        "precision": str(fabric.strategy.precision.precision),
+        "device": fabric.device.type,
+    }
+    if encoder.adapter is not None:
+        view, table = encoder.adapter.told.view, store.table
+        told = table[view].astype(str).tolist() if view in table else []
+        parts |= {"adapter": encoder.adapter.settings, "views": told}
     fields: dict[str, tuple[tuple[int, ...], str]] = {
         name: ((encoder.dims[name],), "float32") for name in NAMES
     }
-    return RowCache(store.cache / "features" / key, len(store.images), fields)
+    return RowCache(store.cache / "features" / key_of(parts), len(store.images), fields)
 
 
 def _computed(
     encoder: Encoder, store: Store, rows: np.ndarray, fabric: lf.Fabric, batch_size: int
 ) -> Iterator[Block]:
+    codes = encoder.codes_of(store.table.iloc[rows])
     store.prepare([store.images[row] for row in rows])
     fabric.to_device(encoder)
     with tqdm(
@@ -100,18 +103,21 @@ def _computed(
             part = rows[start : start + _CHUNK]
             pixels = store.pixels([store.images[row] for row in part]).to(fabric.device)
             batches = []
-            for batch in pixels.split(batch_size):
-                batches.append(_forward(encoder, batch, fabric))
-                bar.update(len(batch))
+            for at in torch.arange(len(part)).split(batch_size):
+                told = None if codes is None else codes[start + at].to(fabric.device)
+                batches.append(_forward(encoder, pixels[at], told, fabric))
+                bar.update(len(at))
             values = {name: np.concatenate([b[name] for b in batches]) for name in NAMES}
             _check_finite(values, [store.images[row] for row in part])
             yield part, values
 
 
 @torch.inference_mode()
-def _forward(encoder: Encoder, pixels: torch.Tensor, fabric: lf.Fabric) -> dict[str, np.ndarray]:
+def _forward(
+    encoder: Encoder, pixels: torch.Tensor, codes: torch.Tensor | None, fabric: lf.Fabric
+) -> dict[str, np.ndarray]:
     with fabric.autocast():
-        features = encoder.features(encoder.preprocess.normalise(pixels))
+        features = encoder.features(encoder.preprocess.normalise(pixels), codes)
     return {name: getattr(features, name).float().cpu().numpy() for name in NAMES}
 
 

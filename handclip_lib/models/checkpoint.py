@@ -15,13 +15,16 @@ import open_clip
 import torch
 from open_clip.timm_model import TimmModel
 from safetensors.torch import load_file
+from torch import nn
 
 from handclip_lib import params
 from handclip_lib.data.atomic import write_whole
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.models import files, resize, weights
+from handclip_lib.models.adapters import Adapter, attach
 from handclip_lib.models.foreign import kind_of, load_foreign
 from handclip_lib.models.weights import CONFIG, Source, WeightsError
+from handclip_lib.schema_train import Adapt
 
 if TYPE_CHECKING:
     from handclip_lib.models.clip import Encoder
@@ -42,9 +45,10 @@ def save_checkpoint(
     Tensors and plain values only: `torch.load(weights_only=True)`. `state_dict` is open_clip's
     own; beside it: `model` (how it was asked for), `tokenizer`, `model_cfg`, `quick_gelu`, `grid`
     (height, width of the table of positions), `preprocess`, `params`, `parent` (sha256 of the
-    weights it started from), `sha256` (its own), `key` (fingerprint of what made it), and what is
-    in `extra`. Raises TypeError on parameters that are not plain, ValueError on an `extra` that
-    would replace one of these.
+    weights it started from), `sha256` (its own), `key` (fingerprint of what made it), `adapter`
+    (`told`, `views` and its `state`, or None; LoRA's matrices are in `state_dict`, by torch's names
+    for parametrised weights), and what is in `extra`. Raises TypeError on parameters that are not
+    plain, ValueError on an `extra` that would replace one of these.
     """
     tokenizer = encoder.tokenizer_name
     held: dict[str, Any] = {
@@ -61,6 +65,7 @@ def save_checkpoint(
         "sha256": encoder.weights_sha256,
         "key": key,
         "state_dict": {n: v.detach().cpu() for n, v in encoder.model.state_dict().items()},
+        "adapter": None if encoder.adapter is None else _described(encoder.adapter),
     }
     if extra and held.keys() & extra.keys():
         raise ValueError(f"extra: {sorted(held.keys() & extra.keys())} are the file's own")
@@ -92,17 +97,21 @@ def load_weights(encoder: "Encoder", path: Path) -> None:
     The file is one of ours (a table of positions of another size is resampled from the grid that
     was stored), or a foreign state_dict by open_clip's names, of the whole model or of its image
     tower alone (`visual.*`). Afterwards optimisers must be made anew: tables may be new parameters.
-    Raises WeightsError naming what disagrees: architecture, activation, mean and std, missing,
-    unexpected or misshapen tensors. The encoder is then as it was.
+    An adapter comes along; the encoder has none, or the same. Raises WeightsError naming what
+    disagrees: architecture, activation, adapter, mean and std, missing, unexpected or misshapen
+    tensors. The encoder is then as it was.
     """
-    if not is_ours(path):
+    held = read_checkpoint(path) if is_ours(path) else {}
+    _check_adapter(held, encoder.adapter, path)
+    if not held:
         load_foreign(encoder, _read(Path(path)), Path(path))
         return
-    held = read_checkpoint(path)
     _check_agrees(held, encoder.model_cfg, encoder.name, path)
     _check_pixels(Preprocess.from_dict(held["preprocess"]), encoder.preprocess, path)
     size = encoder.preprocess.size
-    _fill(encoder.model, held)
+    if encoder.adapter is None:
+        encoder.adapter = _attached(encoder.visual, held)
+    _fill(encoder.model, held, encoder.adapter)
     resize.set_image_size(encoder.visual, size)
 
 
@@ -143,19 +152,45 @@ def source_of(held: Mapping[str, Any]) -> Source:
     return Source(name, build, tokenizer, held["model_cfg"], None, held["preprocess"])
 
 
-def rebuild(source: Source, held: Mapping[str, Any]) -> open_clip.CLIP:
-    """The checkpoint's model, at the image size that it was saved at; `source`: of `source_of`."""
+def rebuild(source: Source, held: Mapping[str, Any]) -> tuple[open_clip.CLIP, Adapter | None]:
+    """The checkpoint's model, at the image size that it was saved at, and its adapter.
+
+    source: of `source_of`.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip would say that the weights are random
     try:
         model = open_clip.create_model(source.build, load_weights=False, pretrained_text=False)
     finally:
         logging.disable(before)
-    _fill(model.float(), held)
-    return model
+    adapter = _attached(model.float().visual, held)
+    _fill(model, held, adapter)
+    return model, adapter
 
 
-def _fill(model: open_clip.CLIP, held: Mapping[str, Any]) -> None:
+def _described(adapter: Adapter) -> dict[str, Any]:
+    state = {name: value.detach().cpu() for name, value in adapter.state_dict().items()}
+    return adapter.settings | {"state": state}
+
+
+def _attached(visual: nn.Module, held: Mapping[str, Any]) -> Adapter | None:
+    """The adapter that a checkpoint tells of, on the tower, before its tensors are loaded."""
+    told = held.get("adapter")  # the first files have no such key
+    return attach(visual, Adapt(**told["told"]), told["views"]) if told else None
+
+
+def _check_adapter(held: Mapping[str, Any], adapter: Adapter | None, path: Path) -> None:
+    """Raise WeightsError where an encoder's adapter is not the one of the file that is loaded."""
+    told = held.get("adapter")
+    if adapter is None or (told and {k: told[k] for k in ("told", "views")} == adapter.settings):
+        return
+    raise WeightsError(
+        f"{path} has {'another' if told else 'no'} adapter, the encoder has one already: load the"
+        " weights before you adapt it"
+    )
+
+
+def _fill(model: open_clip.CLIP, held: Mapping[str, Any], adapter: Adapter | None) -> None:
     """Load the tensors; the model then has the image size that they were saved at."""
     visual, size = model.visual, tuple(held["preprocess"]["size"])
     if isinstance(visual, TimmModel) and resize.native_size(visual) == size:
@@ -166,6 +201,8 @@ def _fill(model: open_clip.CLIP, held: Mapping[str, Any]) -> None:
         raise WeightsError(f"positions: stored grid {held['grid']}, at size {size} it is {grid}")
     try:
         model.load_state_dict(held["state_dict"])
+        if adapter is not None:
+            adapter.load_state_dict(held["adapter"]["state"])
     except RuntimeError as error:
         raise WeightsError(f"the checkpoint is not of a {held['model']}: {error}") from error
 

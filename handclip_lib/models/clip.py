@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import pandas as pd
 import torch
 from open_clip.transform import PreprocessCfg
 from torch import nn
 
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.models import checkpoint, files, resize, towers, weights
+from handclip_lib.models.adapters import Adapter
 from handclip_lib.models.towers import Features
 from handclip_lib.models.weights import Source, WeightsError
 from handclip_lib.params import ParamError
@@ -26,10 +28,12 @@ class Encoder(nn.Module):
 
     name: how it was asked for; tokenizer_name: by what open_clip finds its tokenizer; preprocess:
     from photograph to input; dims: width of penult, pool and proj; model_cfg: open_clip's
-    description of the architecture, at the size it has now.
+    description of the architecture, at the size it has now; adapter: what `models.adapters.adapt`
+    put on the image tower, or None.
     """
 
     model: open_clip.CLIP  # or CustomTextCLIP or CoCa, which have the same face
+    adapter: Adapter | None
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
         self.preprocess = preprocess
+        self.adapter = None
         self.name = source.name
         self.model_cfg = model_cfg
         self.dims = towers.widths(model.visual, preprocess.size)
@@ -73,21 +78,34 @@ class Encoder(nn.Module):
             digest.update(flat.view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def features(self, images: torch.Tensor) -> Features:
+    def features(self, images: torch.Tensor, codes: torch.Tensor | None = None) -> Features:
         """images: float (B, 3, H, W), normalised by `preprocess`. One forward, raw features.
 
-        Raises ValueError on images of another size than the tower takes.
+        codes: (B,) of `codes_of`; None: their views are unknown.
+        Raises ValueError on images of another size than the tower takes, and on codes for a tower
+        that asks for none.
         """
         if images.shape[1:] != (3, *self.preprocess.size):
             raise ValueError(
                 f"images: expected (B, 3, {self.preprocess.size[0]}, {self.preprocess.size[1]}),"
                 f" got {tuple(images.shape)}"
             )
+        if codes is not None and (self.adapter is None or self.adapter.sie is None):
+            raise ValueError("codes: this tower is told no views")
+        if self.adapter is not None:
+            self.adapter.codes = codes
         return towers.features(self.visual, images)
 
-    def forward(self, images: torch.Tensor) -> Features:
+    def forward(self, images: torch.Tensor, codes: torch.Tensor | None = None) -> Features:
         """The same as `features`."""
-        return self.features(images)
+        return self.features(images, codes)
+
+    def codes_of(self, rows: pd.DataFrame) -> torch.Tensor | None:
+        """(N,) int for `features`: the views of a table's photographs; None: it is told none.
+
+        Raises ParamError on a missing column and on values that training had not.
+        """
+        return None if self.adapter is None else self.adapter.codes_of(rows)
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
         """(N, E) features of N texts in the space of `proj`, raw (not normalised)."""
@@ -128,13 +146,14 @@ def load_encoder(
     """
     held = checkpoint.find_checkpoint(model, pretrained)
     source = checkpoint.source_of(held) if held else weights.find_source(model, pretrained)
-    clip = checkpoint.rebuild(source, held) if held else _build(source)
+    clip, adapter = checkpoint.rebuild(source, held) if held else (_build(source), None)
     native = resize.native_size(clip.visual)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size or native
     resize.set_image_size(clip.visual, size)
     cfg = copy.deepcopy(source.model_cfg)
     cfg["vision_cfg"]["image_size"] = size[0] if size[0] == size[1] else list(size)
     encoder = Encoder(clip.eval(), _preprocess(source, size, fit, mirror_left), source, cfg)
+    encoder.adapter = adapter
     return encoder.eval()
 
 

@@ -78,7 +78,7 @@ def save_local_dir(
     open_clip's own transforms; ours is recorded beside. An older model folder is replaced; where
     `trial`, called with the new one before it has its name, raises, the older one stays.
     Raises FileExistsError on a folder with other things in it, ValueError on an image size at
-    which open_clip cannot build the tower.
+    which open_clip cannot build the tower, and on an adapter, of which it knows nothing.
     """
     _check_rebuildable(encoder)
     folder = Path(folder)
@@ -107,6 +107,11 @@ def save_local_dir(
 
 
 def _check_rebuildable(encoder: "Encoder") -> None:
+    if encoder.adapter is not None:
+        raise ValueError(
+            "open_clip knows no side information, visual prompts or overlapping patches, and LoRA"
+            " once merge_lora has added it to the weights: keep this encoder as a checkpoint"
+        )
     vision, size = encoder.model_cfg["vision_cfg"], encoder.preprocess.size
     if isinstance(vision.get("layers"), list) and size[0] != size[1]:
         raise ValueError(f"open_clip builds ResNet towers for square images only, not {size}")

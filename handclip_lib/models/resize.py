@@ -50,6 +50,22 @@ def set_image_size(visual: nn.Module, size: tuple[int, int]) -> None:
         raise TypeError(f"unknown kind of tower: {type(visual).__name__}")
 
 
+def set_stride(visual: VisionTransformer, stride: int) -> None:
+    """Take a ViT's patches every `stride` pixels, below their size: they overlap.
+
+    The table of positions is resampled on the finer grid. Li et al. 2023, arXiv:2211.13977 (OLP);
+    He et al. 2021, arXiv:2102.04378, section 3.2.
+    """
+    visual.conv1.stride = (stride, stride)
+    _resize_vit(visual, native_size(visual))
+
+
+def places(visual: VisionTransformer, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the grid of patches that a ViT sees at an image size."""
+    patch, stride = visual.conv1.kernel_size, visual.conv1.stride
+    return (size[0] - patch[0]) // stride[0] + 1, (size[1] - patch[1]) // stride[1] + 1
+
+
 def _resampled(table: nn.Parameter, old: tuple[int, int], new: tuple[int, int]) -> nn.Parameter:
     """(1 + h·w, C) table with one leading token -> (1 + h'·w', C), bicubic in two dimensions."""
     with torch.no_grad():
@@ -58,7 +74,9 @@ def _resampled(table: nn.Parameter, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def _resize_vit(visual: VisionTransformer, size: tuple[int, int]) -> None:
-    grid = _grid(size, visual.patch_size)
+    if visual.conv1.stride == visual.conv1.kernel_size:
+        _grid(size, visual.patch_size)  # raises where patches would leave pixels out
+    grid = places(visual, size)
     table = visual.positional_embedding
     visual.positional_embedding = _resampled(table, visual.grid_size, grid)
     visual.grid_size, visual.image_size = grid, size

@@ -8,6 +8,8 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
+from handclip_lib.models import resize
+
 
 class Features(NamedTuple):
     """Of B images, raw (not normalised).
@@ -62,10 +64,11 @@ def _vit(visual: VisionTransformer, images: torch.Tensor) -> Features:
     prefix, patches = out["image_intermediates_prefix"], out["image_intermediates"]
     sequence = torch.cat([prefix[-1], patches[-1]], dim=1)  # (B, 1 + N, W)
     pool, tokens = visual._pool(sequence)  # class token, mean or attention: the tower knows
-    penult = prefix[0][:, 0] if visual.pool_type == "tok" else patches[0].mean(dim=1)
+    count = patches[-1].shape[1]  # before the last block there may be visual prompts behind them
+    penult = prefix[0][:, 0] if visual.pool_type == "tok" else patches[0][:, :count].mean(dim=1)
     if visual.attn_pool is not None:
         tokens = patches[-1]  # what it calls tokens are CoCa's queries, which have no place
-    grid = (images.shape[2] // visual.patch_size[0], images.shape[3] // visual.patch_size[1])
+    grid = resize.places(visual, (images.shape[2], images.shape[3]))
     return Features(penult, pool, out["image_features"], tokens, grid)
 
 

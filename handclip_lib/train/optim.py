@@ -16,10 +16,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import lr_scheduler
 
+from handclip_lib.models.adapters import adapter_parameters
 from handclip_lib.models.clip import Encoder
+from handclip_lib.models.lora import is_lora
 from handclip_lib.schema_train import Training
 
 HEADS = "heads"
+ADAPTER = "adapter"
 BALANCE = "balance"
 _BALANCE_LR = 0.01  # whatever the tower's: learnt weights of losses are numbers around 0
 _TABLES = re.compile(
@@ -43,14 +46,14 @@ class _Ladder:
 def param_groups(encoder: Encoder, heads: nn.Module, settings: Training) -> list[dict[str, Any]]:
     """Every parameter that may train under `settings`, each once, for a torch optimiser.
 
-    The image tower by depth and weight decay, then `heads` (necks, classifiers, proxies). A group
-    has `params`, `lr`, `weight_decay`, `name`. lr = settings.lr · layer_decay^(top - depth); heads:
-    settings.lr · head_lr; learnt weights of losses: 0.01 at the peak. No decay for one-dimensional
-    parameters and for tables of positions, tokens or centres. Depths: ViT 0 = stem and tables,
-    1 … L = blocks, L + 1 = ln_post and proj; ResNet 0 = stem, 1 … 4, 5 = attention pool; timm
-    towers by their own stages, or one where they name none. The text tower and logit_scale are in
-    no group. Layer-wise decay: BEiT, Bao et al. 2022, arXiv:2106.08254; timm's own grouping knows
-    no open_clip tower.
+    The image tower by depth and weight decay, what an adapter brought, then `heads` (necks,
+    classifiers, proxies). A group has `params`, `lr`, `weight_decay`, `name`. lr = settings.lr ·
+    layer_decay^(top - depth); adapter and heads: settings.lr · head_lr; learnt weights of losses:
+    0.01 at the peak. No decay for one-dimensional parameters, tables of positions, tokens or
+    centres, and adapters. Depths: ViT 0 = stem and tables, 1 … L = blocks, L + 1 = ln_post and
+    proj; ResNet 0 = stem, 1 … 4, 5 = attention pool; timm towers by their own stages, or one where
+    they name none. The text tower and logit_scale are in no group. Layer-wise decay: BEiT, Bao et
+    al. 2022, arXiv:2106.08254; timm's own grouping knows no open_clip tower.
     """
     rows = [row for row in _rows(encoder, heads, settings) if row.pop("open_from") is not None]
     return [row for row in rows if row["params"]]
@@ -76,7 +79,7 @@ def trainable_table(encoder: Encoder, heads: nn.Module, settings: Training) -> p
         lr, decay = (row["lr"], row["weight_decay"]) if opens else (None, None)
         rows.append((row["name"], count, lr, decay, opens or 0))
     own = {id(parameter) for parameter in encoder.visual.parameters()}
-    text = sum(p.numel() for p in encoder.parameters() if id(p) not in own)
+    text = sum(p.numel() for p in encoder.model.parameters() if id(p) not in own)
     rows.append(("text tower", text, None, None, 0))
     columns = ["group", "parameters", "lr", "weight_decay", "open_from"]
     return pd.DataFrame(rows, columns=columns).astype({"lr": float, "weight_decay": float})
@@ -88,8 +91,8 @@ def open_layers(encoder: Encoder, settings: Training, epoch: int) -> list[str]:
     In the first `head_epochs` the tower is closed (LP-FT, Kumar et al. 2022, arXiv:2202.10054);
     then all of it, or the last `unfreeze_blocks` blocks with what follows them, or, `gradual`, one
     step more every few epochs from its end (ULMFiT, Howard & Ruder 2018, arXiv:1801.06146).
-    BatchNorms of closed steps, or all with `freeze_bn`, are put in eval mode and keep their running
-    statistics: call it after every `train()`.
+    An adapter is open always. BatchNorms of closed steps, or all with `freeze_bn`, are put in eval
+    mode and keep their running statistics: call it after every `train()`.
     """
     ladder = _ladder(encoder.visual)
     opens = [_opens(settings, depth, ladder.top) for depth in range(ladder.top + 1)]
@@ -97,6 +100,8 @@ def open_layers(encoder: Encoder, settings: Training, epoch: int) -> list[str]:
     encoder.requires_grad_(False)
     for name, parameter in encoder.visual.named_parameters():
         parameter.requires_grad_(is_open[ladder.depth[name]])
+    for parameter in adapter_parameters(encoder):
+        parameter.requires_grad_(True)
     for name, module in encoder.visual.named_modules():
         if isinstance(module, _BatchNorm):
             depth = ladder.depth.get(f"{name}.weight", 0)  # without weights: as the stem
@@ -198,14 +203,17 @@ def _one_cycle(
 
 
 def _rows(encoder: Encoder, heads: nn.Module, settings: Training) -> list[dict[str, Any]]:
-    """All groups of the image tower, open ever or not, then the heads'."""
-    ladder = _ladder(encoder.visual)
+    """All groups of the image tower, open ever or not, the adapter's, then the heads'."""
+    ladder, brought = _ladder(encoder.visual), adapter_parameters(encoder)
+    own = [(n, p) for n, p in encoder.visual.named_parameters() if not is_lora(n)]
     rows = []
     for depth, step in enumerate(ladder.steps):
-        named = [(n, p) for n, p in encoder.visual.named_parameters() if ladder.depth[n] == depth]
+        named = [(n, p) for n, p in own if ladder.depth[n] == depth]
         lr = settings.lr * settings.layer_decay ** (ladder.top - depth)
         opens = _opens(settings, depth, ladder.top)
         rows += _split(named, step, lr, settings.weight_decay, opens)
+    told = {"lr": settings.lr * settings.head_lr, "weight_decay": 0.0, "open_from": 1}
+    rows += [{"params": brought, "name": ADAPTER} | told] if brought else []
     learnt = [(name, p) for name, p in heads.named_parameters() if p.requires_grad]
     weights = [(name, p) for name, p in learnt if name.startswith(f"{BALANCE}.")]
     learnt = [(name, p) for name, p in learnt if not name.startswith(f"{BALANCE}.")]
