@@ -45,7 +45,6 @@ SEES_ALL = {
         "layers": 2,
         "context_length": 20,
         "no_causal_mask": True,
-        "pool_type": "last",
     },
 }
 
@@ -247,10 +246,10 @@ def test_nearest_words(encoder, tower, learner):
 
 
 def test_a_tower_that_sees_all_is_given_all(sees_all):
-    """Nothing is cut, the last row is pooled, and padding has its say."""
+    """Nothing is cut after the pooled row: what is behind it has its say."""
     tower = TextTower(sees_all)
     slots = find_slots(tower, "a {person} hand.", 2)
-    assert len(slots.tokens) == 20 and slots.end == 19 and slots.at.tolist() == [2, 3]
+    assert len(slots.tokens) == 20 and slots.end == 6 and slots.at.tolist() == [2, 3]
     word = tower.table[tower.tokens(["thin"])[0, 1]]
     found = PromptLearner(tower, [slots], 1, word.expand(1, 2, -1))()
     expected = functional.normalize(sees_all.encode_text(["a thin thin hand."]), dim=1)

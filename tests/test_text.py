@@ -50,6 +50,8 @@ def encoder_named(name: str) -> Encoder:
         side.positional_embedding.normal_()
         side.ln_final.bias.normal_()
         side.token_embedding.weight.normal_()
+        if isinstance(side.text_projection, nn.Linear):
+            side.text_projection.bias.normal_()
     return encoder
 
 
