@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from handclip_lib.bench import evaluation, gpu, table, training
+from handclip_lib.bench import evaluation, gpu, table, text, training
 from handclip_lib.bench.row import Row
 from handclip_lib.data import tables
 from handclip_lib.schema import Model
@@ -18,13 +18,16 @@ def test_every_row_times_both_ways(monkeypatch):
     for module in (evaluation, training):
         monkeypatch.setattr(module, "PHOTOGRAPHS", 24)
     monkeypatch.setattr(training, "BATCH", 16)
+    monkeypatch.setattr(text, "TOWER", "tiny")
+    monkeypatch.setattr(text, "PROMPTS", 8)
     timed = table.bench(repeats=1)
     assert list(timed.columns) == table.COLUMNS
-    here = timed.iloc[:8]
+    here = timed.iloc[:9]
     assert (here[["kit", "other", "ratio"]] > 0).all(axis=None)
     assert (here["ratio"] == here["kit"] / here["other"]).all()
     assert "ready batches of 16" in "".join(timed.index)
-    assert len(timed) == (13 if torch.cuda.is_available() else 8)
+    assert "texts of 8 prompts" in timed.index[8]
+    assert len(timed) == (14 if torch.cuda.is_available() else 9)
 
 
 def test_both_ways_take_turns_and_the_best_counts(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from handclip_lib.bench import evaluation, gpu, training
+from handclip_lib.bench import evaluation, gpu, text, training
 from handclip_lib.bench.row import Row
 from handclip_lib.data import tables
 from handclip_lib.params import load
@@ -29,7 +29,8 @@ def bench(study: str = "smoke", repeats: int = 3) -> pd.DataFrame:
     timed = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [*evaluation.rows(p, table, folder), *training.rows(p, table, folder)]
+        images = [*evaluation.rows(p, table, folder), *training.rows(p, table, folder)]
+        rows = [*images, *text.rows(p)]
         for row in rows:
             timed[row.name] = _timed(row, repeats)
         if torch.cuda.is_available():
