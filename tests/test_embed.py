@@ -139,8 +139,8 @@ def test_a_store_for_another_preprocess_is_refused(table, encoder, fabric, tmp_p
 def test_features_that_are_not_finite_name_the_images(encoder, store, fabric, monkeypatch):
     real = Encoder.features
 
-    def poisoned(self, images):
-        told = real(self, images)
+    def poisoned(self, images, codes=None):
+        told = real(self, images, codes)
         told.pool[2] = torch.nan
         return told
 
@@ -157,9 +157,12 @@ def test_every_part_gets_its_mode_back(encoder, store, fabric, monkeypatch):
     modes = [part.training for part in encoder.modules()]
     seen = []
     real = Encoder.features
-    monkeypatch.setattr(
-        Encoder, "features", lambda self, x: (seen.append(self.training), real(self, x))[1]
-    )
+
+    def watched(self, images, codes=None):
+        seen.append(self.training)
+        return real(self, images, codes)
+
+    monkeypatch.setattr(Encoder, "features", watched)
     embed(encoder, store, NAMES_IN, fabric)
     assert seen == [False] and [part.training for part in encoder.modules()] == modes
 
