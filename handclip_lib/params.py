@@ -6,6 +6,7 @@ Relative paths in a study are relative to the project root, wherever the study l
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from handclip_lib.schema import Params, leaves
 from handclip_lib.schema_base import did_you_mean
-from handclip_lib.schema_train import LossSpec
+from handclip_lib.schema_train import LossSpec, Stage3b
 from handclip_lib.study_file import (
     FILE_KEYS,
     MODEL_ALIASES,
@@ -23,7 +24,8 @@ from handclip_lib.study_file import (
     StudyFile,
     differences_of,
     layer,
-    name_losses,
+    name_variants,
+    nested,
     read_study,
     study_path,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "ROOT",
     "ParamError",
     "cache_dir",
+    "guided_variants",
     "load",
     "loss_variants",
     "own_aspect",
@@ -67,13 +70,15 @@ def load(
     _check_variant(file, tag, bool(change))
     layer(told, file.sweep.get(tag, {}), f"sweep.{tag}")
     layer(told, change, "overrides")
-    name_losses(told)
+    name_variants(told)
     told |= {"study": file.path.stem, "seed": seed, "tag": tag}
     told["aspect"] = aspect or own or "dorsal_r"
     try:
-        return Params.model_validate(told)
+        p = Params.model_validate(told)
     except ValidationError as error:
         raise ParamError("\n".join(_explain(e) for e in error.errors())) from None
+    guided_variants(p)  # its errors now
+    return p
 
 
 def own_aspect(study: str) -> str:
@@ -92,6 +97,24 @@ def loss_variants(p: Params) -> dict[str, tuple[LossSpec, ...]]:
     if p.stage2.variants:
         return dict(p.stage2.variants)
     return {"_".join(_short(loss) for loss in p.stage2.losses): p.stage2.losses}
+
+
+def guided_variants(p: Params) -> dict[str, Stage3b]:
+    """Stage 3b's settings by name: each variant laid over `stage3b`; without variants that alone.
+
+    Raises ParamError with the path of the bad key.
+    """
+    usual = p.stage3b.model_dump(exclude={"variants"})
+    found = {}
+    for name, told in (p.stage3b.variants or {"stage3b": {}}).items():
+        tree = deepcopy(usual)
+        layer(tree, nested(told), f"stage3b.variants.{name}")
+        try:
+            found[name] = Stage3b.model_validate(tree)
+        except ValidationError as error:
+            words = (f"variant {name}: {_explain(e, 'stage3b')}" for e in error.errors())
+            raise ParamError("\n".join(words)) from None
+    return found
 
 
 def _short(loss: LossSpec) -> str:
@@ -120,13 +143,18 @@ def _check_variant(file: StudyFile, tag: str, changed: bool) -> None:
         )
 
 
-def _explain(error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+def _explain(error: Any, *above: str) -> str:
+    path = ".".join(str(part) for part in (*above, *error["loc"]))
     if error["type"] != "extra_forbidden":
         return f"{path}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
     if path in FILE_KEYS:
         return f"{path}: belongs at the top of a study file, not here"
-    known = [*(key for key, _ in leaves(Params().model_dump())), "stage2.variants", *FILE_KEYS]
+    known = [
+        *(key for key, _ in leaves(Params().model_dump())),
+        "stage2.variants",
+        "stage3b.variants",
+        *FILE_KEYS,
+    ]
     leaf = path.rsplit(".", 1)[-1]
     same = [key for key in known if key.rsplit(".", 1)[-1] == leaf]
     return f"unknown parameter '{path}'{did_you_mean(path, same or known)}"

@@ -107,7 +107,7 @@ def differences_of(told: Mapping[str, Any] | str, where: str) -> dict[str, Any]:
     """Overrides (nested, dotted, or YAML text of either) as a nested tree of their own."""
     change = read_yaml(told, where) if isinstance(told, str) else _worded(told)
     refuse(change, _NAMED, where)
-    return _with_model(_nested(change))
+    return _with_model(nested(change))
 
 
 def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
@@ -129,35 +129,54 @@ def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
     _merge(base, change)
 
 
-def name_losses(values: dict[str, Any]) -> None:
-    """Replace names in `stage2.variants` by the lists of params/losses/, in place."""
-    stage2 = values.get("stage2")
-    told = stage2.get("variants") if isinstance(stage2, dict) else None
-    if isinstance(told, str):
-        told = [told]
-    if isinstance(told, list):
-        told = {str(name): _losses_of(str(name)) for name in told}
-    if isinstance(stage2, dict) and isinstance(told, dict):
-        for name in told:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*", str(name)):
-                raise ParamError(
-                    f"stage2.variants: '{name}' becomes part of file names: letters, digits and"
-                    " _ . + = - only"
-                )
-        stage2["variants"] = told
+def name_variants(values: dict[str, Any]) -> None:
+    """Replace names by what their files hold, in place.
+
+    Those in `stage2.variants` by the lists of params/losses/, in `stage3b.variants` by the settings
+    of params/guided/.
+    """
+    for branch, held in (("stage2", _losses_of), ("stage3b", _guided_of)):
+        stage = values.get(branch)
+        told = stage.get("variants") if isinstance(stage, dict) else None
+        if isinstance(told, str):
+            told = [told]
+        if isinstance(told, list):
+            told = {str(name): held(str(name)) for name in told}
+        if isinstance(stage, dict) and isinstance(told, dict):
+            _check_names(told, branch)
+            stage["variants"] = told
+
+
+def _check_names(told: Mapping[str, Any], branch: str) -> None:
+    for name in told:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*", str(name)):
+            raise ParamError(
+                f"{branch}.variants: '{name}' becomes part of file names: letters, digits and"
+                " _ . + = - only"
+            )
 
 
 def _losses_of(name: str) -> Any:
-    files = {f.stem: f for f in sorted((ROOT / "params" / "losses").glob("*.yaml"))}
+    file = _file_of(name, "losses", "stage2.variants")
+    told = read_yaml(file.read_text(encoding="utf-8"), str(file))
+    if list(told) != ["losses"] or not isinstance(told["losses"], list) or not told["losses"]:
+        raise ParamError(f"{file}: expected 'losses: [{{type: …}}, …]' and nothing else")
+    return told["losses"]
+
+
+def _guided_of(name: str) -> Any:
+    file = _file_of(name, "guided", "stage3b.variants")
+    return read_yaml(file.read_text(encoding="utf-8"), str(file))
+
+
+def _file_of(name: str, folder: str, where: str) -> Path:
+    files = {f.stem: f for f in sorted((ROOT / "params" / folder).glob("*.yaml"))}
     if name not in files:
         raise ParamError(
-            f"stage2.variants: no losses '{name}'{did_you_mean(name, files)};"
-            f" params/losses/ has {', '.join(files) or 'none'}"
+            f"{where}: no {folder} '{name}'{did_you_mean(name, files)};"
+            f" params/{folder}/ has {', '.join(files) or 'none'}"
         )
-    told = read_yaml(files[name].read_text(encoding="utf-8"), str(files[name]))
-    if list(told) != ["losses"] or not isinstance(told["losses"], list) or not told["losses"]:
-        raise ParamError(f"{files[name]}: expected 'losses: [{{type: …}}, …]' and nothing else")
-    return told["losses"]
+    return files[name]
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
@@ -220,8 +239,8 @@ def _list(keys: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any
 
 def _from_legacy(told: Mapping[str, Any]) -> dict[str, Any]:
     if not _LEGACY_MARKS & set(told):
-        return _with_model(_nested(told))
-    return _with_model(_nested({_LEGACY.get(str(k), str(k)): v for k, v in told.items()}))
+        return _with_model(nested(told))
+    return _with_model(nested({_LEGACY.get(str(k), str(k)): v for k, v in told.items()}))
 
 
 def _with_model(told: dict[str, Any]) -> dict[str, Any]:
@@ -232,11 +251,12 @@ def _with_model(told: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as branches: `{"a.b": 1}` is `{"a": {"b": 1}}`."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         for part in reversed(str(key).split(".")):
-            value = {part: _nested(value) if isinstance(value, Mapping) else value}
+            value = {part: nested(value) if isinstance(value, Mapping) else value}
         _merge(tree, value)
     return tree
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning_fabric as lf
 import pandas as pd
+import torch
 
 from handclip_lib.data import splits
 from handclip_lib.data.check import listed
@@ -19,9 +20,10 @@ from handclip_lib.models.checkpoint import (
     is_ours,
     read_checkpoint,
 )
-from handclip_lib.models.clip import Encoder, encoder_of
+from handclip_lib.models.clip import Encoder, encoder_of, sha256_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Training
+from handclip_lib.train.guide import Guide
 
 # What decides trained weights: the kit's files, and what computes beneath them
 _CODE = (
@@ -37,13 +39,15 @@ class Trained:
     """What a stage leaves. history: a row an epoch; checkpoint: its weights file.
 
     facts: plain values: `images`, `persons`, `epochs` gone, `chosen_epoch`, `selected_by` (a
-    history column, or empty: the last weights), `seconds` of training (since it was last resumed).
+    history column, or empty: the last weights), `trained_parameters`, `seconds` of training (since
+    it was last resumed).
     """
 
     encoder: Encoder
     history: pd.DataFrame
     checkpoint: Path
     facts: dict[str, Any]
+    guide: Guide | None = None  # where texts guided it
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,24 @@ class Job:
     fabric: lf.Fabric
     folder: Path
     start: Path | None = None  # the weights file that the encoder was filled from
+    guide: Guide | None = None  # losses between images and texts
 
     @property
     def store(self) -> Store:
         """Pixels as the encoder sees them."""
         return open_store(self.table, self.encoder.preprocess)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width of every feature that losses may read, before necks and heads."""
+        more = self.guide.dims(self.encoder.dims["proj"]) if self.guide is not None else {}
+        return self.encoder.dims | more
+
+    def codes(self, images: list[str]) -> torch.Tensor | None:
+        """(N,) what the encoder's adapter is told of these images."""
+        if self.encoder.adapter is None:
+            return None
+        return self.encoder.codes_of(self.table.set_index("image").loc[images])
 
     @property
     def key(self) -> str:
@@ -79,6 +96,7 @@ class Job:
             "preprocess": self.encoder.preprocess.as_dict(),
             "model": self.encoder.model_cfg,
             "start": self.encoder.weights_sha256,
+            "guide": None if self.guide is None else sha256_of(self.guide),
             "code": _code_sha256(),
             "versions": {name: version(name) for name in _PACKAGES},
         }

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import lightning_fabric as lf
 import numpy as np
@@ -17,14 +18,18 @@ from handclip_lib.evaluate.embed import evaluating
 from handclip_lib.losses import Criterion
 from handclip_lib.models import towers
 from handclip_lib.models.clip import Encoder
+from handclip_lib.models.towers import Features
 from handclip_lib.schema_base import did_you_mean
+from handclip_lib.train.guide import Guide
 
 _NAMES = ("penult", "pool", "proj")
+Codes = Callable[[list[str]], torch.Tensor | None]  # images -> what the adapter is told of them
 
 
 class Learner(nn.Module):
-    """An encoder's image tower and a criterion: all state that trains, and nothing of the text.
+    """An encoder's image tower with its adapter, a criterion and a guide: all state that trains.
 
+    Nothing of the text tower is in it. guide: losses between images and texts, or None;
     neighbours: (C, C - 1) for each identity the others, nearest first, as last looked at (hard
     batches only; a buffer, so that a killed run goes on with the same ones).
     """
@@ -32,10 +37,16 @@ class Learner(nn.Module):
     neighbours: torch.Tensor
 
     def __init__(
-        self, encoder: Encoder, criterion: Criterion, num_ids: int, compiled: bool = False
+        self,
+        encoder: Encoder,
+        criterion: Criterion,
+        num_ids: int,
+        compiled: bool = False,
+        guide: Guide | None = None,
     ) -> None:
         super().__init__()
-        self.visual, self.criterion = encoder.visual, criterion
+        self.visual, self.adapter = encoder.visual, encoder.adapter
+        self.criterion, self.guide = criterion, guide
         self.features = _compiled() if compiled else towers.features
         nearest = torch.arange(num_ids - 1).repeat(num_ids, 1)
         self.register_buffer("neighbours", nearest + (nearest >= torch.arange(num_ids)[:, None]))
@@ -46,12 +57,37 @@ class Learner(nn.Module):
         labels: torch.Tensor,
         soft: torch.Tensor | None = None,
         clean: int | None = None,
+        codes: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Normalised images (B, 3, H, W), labels (B,) -> {loss: unweighted scalar}."""
-        terms: dict[str, torch.Tensor] = self.criterion(
-            self.features(self.visual, images), labels, soft, clean
-        )
-        return terms
+        """Normalised images (B, 3, H, W), labels (B,) -> {loss: unweighted scalar}.
+
+        soft, clean: as the criterion takes them; codes: (B,) what the adapter is told of them.
+        """
+        told = self.tower(images, codes)
+        features: dict[str, Any] = told._asdict()
+        terms: dict[str, torch.Tensor] = {}
+        if self.guide is not None:
+            more, terms = self.guide(told, labels, clean)
+            features |= more
+        by_image: dict[str, torch.Tensor] = self.criterion(features, labels, soft, clean)
+        return by_image | terms
+
+    def tower(self, images: torch.Tensor, codes: torch.Tensor | None = None) -> Features:
+        """The tower's features of normalised images (B, 3, H, W)."""
+        if self.adapter is not None:
+            self.adapter.codes = codes
+        forward = self.features if self.training else towers.features  # one compiled mode is enough
+        return forward(self.visual, images)
+
+    @property
+    def heads(self) -> nn.Module:
+        """All that learns beside the tower and its adapter."""
+        return nn.ModuleList([self.criterion, *([self.guide] if self.guide is not None else [])])
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor | float]:
+        """What each term weighs in the total."""
+        return self.criterion.weights | (self.guide.weights if self.guide is not None else {})
 
 
 def _compiled() -> Callable[[nn.Module, torch.Tensor], towers.Features]:
@@ -72,41 +108,58 @@ class Pictures:
     pids: np.ndarray
     aspects: np.ndarray
     labels: torch.Tensor
+    codes: torch.Tensor | None = None  # (N,) int: what the encoder's adapter is told of them
 
 
 def pictures(
-    manifest: pd.DataFrame, split: str, store: Store, fabric: lf.Fabric, classes: Mapping[int, int]
+    manifest: pd.DataFrame,
+    split: str,
+    store: Store,
+    fabric: lf.Fabric,
+    classes: Mapping[int, int],
+    codes: Codes | None = None,
 ) -> Pictures:
-    """The rows of one split; `classes` says which class a person is (others get -1)."""
+    """The rows of one split; `classes` says which class a person is (others get -1).
+
+    codes: None where the encoder has no adapter that wants them.
+    """
     rows = manifest[manifest["split"] == split]
     names = rows["image"].tolist()
     labels = torch.tensor([classes.get(int(pid), -1) for pid in rows["pid"]], dtype=torch.long)
     empty = torch.zeros((0, *store.preprocess.size, 3), dtype=torch.uint8)
     pixels = store.pixels(names) if names else empty
+    told = codes(names) if codes else None
     return Pictures(
         tuple(names),
         pixels.to(fabric.device),
         rows["pid"].to_numpy(),
         rows["aspect"].to_numpy(),
         labels.to(fabric.device),
+        None if told is None else told.to(fabric.device),
     )
 
 
 @torch.no_grad()
 def encode(
-    learner: Learner, pixels: torch.Tensor, preprocess: Preprocess, fabric: lf.Fabric, size: int
+    learner: Learner,
+    data: Pictures,
+    preprocess: Preprocess,
+    fabric: lf.Fabric,
+    size: int,
 ) -> dict[str, torch.Tensor]:
-    """Raw float32 features {penult, pool, proj} (N, W) of uint8 pixels (N, H, W, 3), no augmenting.
+    """Raw float32 features {penult, pool, proj, …} (N, W) of pictures, no augmenting.
 
     In eval mode; nothing is kept on disk.
     """
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in _NAMES}
+    parts: dict[str, list[torch.Tensor]] = {}
     with evaluating(learner):
-        for batch in pixels.split(size):
+        for at in torch.arange(len(data.pixels), device=data.pixels.device).split(size):
+            codes = None if data.codes is None else data.codes[at]
             with fabric.autocast():
-                told = towers.features(learner.visual, preprocess.normalise(batch))
-            for name in _NAMES:
-                parts[name].append(getattr(told, name).float())
+                told = learner.tower(preprocess.normalise(data.pixels[at]), codes)
+                more = {} if learner.guide is None else learner.guide.more(told)
+            for name, z in ({n: getattr(told, n) for n in _NAMES} | more).items():
+                parts.setdefault(name, []).append(z.float())
     return {name: torch.cat(blocks) for name, blocks in parts.items()}
 
 

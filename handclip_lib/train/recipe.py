@@ -12,17 +12,27 @@ from handclip_lib.losses import Criterion, build_loss
 from handclip_lib.models.clip import Encoder
 from handclip_lib.schema_train import Training
 from handclip_lib.train.fit import Recipe
+from handclip_lib.train.guide import Guide
 from handclip_lib.train.job import Job
 from handclip_lib.train.learner import Learner, Pictures, encode
 from handclip_lib.train.optim import make_optimizer, open_layers
 
 
-def prepared(settings: Training, encoder: Encoder, num_ids: int) -> tuple[Criterion, Training]:
+def prepared(
+    settings: Training, encoder: Encoder, num_ids: int, guide: Guide | None = None
+) -> tuple[Criterion, Training]:
     """The losses of a stage with their heads, and the settings that count with these heads."""
-    criterion = build_loss(
-        settings.losses, num_ids, encoder.dims, settings.loss_balance, settings.projection
-    )
-    if settings.head_epochs and not any(w.requires_grad for w in criterion.parameters()):
+    dims, learn = encoder.dims, []
+    if guide is not None:
+        dims, learn = dims | guide.dims(dims["proj"]), list(guide.parameters())
+    if guide is not None and not settings.losses:
+        criterion = Criterion({}, dims, settings.loss_balance)  # texts alone teach
+    else:
+        criterion = build_loss(
+            settings.losses, num_ids, dims, settings.loss_balance, settings.projection
+        )
+    learn += criterion.parameters()
+    if settings.head_epochs and not any(w.requires_grad for w in learn):
         print("these losses have no heads that could learn first; the tower learns at once")
         settings = settings.model_copy(update={"head_epochs": 0})
     return criterion, settings
@@ -54,9 +64,9 @@ def make_recipe(
     return Recipe(
         name=job.name,
         learner=learner,
-        optimizer=make_optimizer(encoder, learner.criterion, settings),
+        optimizer=make_optimizer(encoder, learner.heads, settings),
         step=_stepper(job, learner, data),
-        weights=lambda: learner.criterion.weights,
+        weights=lambda: learner.weights,
         batches=lambda epoch: sampler.batches(epoch, learner.neighbours.cpu().numpy()),
         begin_epoch=begin_epoch,
         diagnostics=lambda: learner.criterion.diagnostics,
@@ -83,8 +93,10 @@ def _stepper(
         first = _unmixed(settings, len(batch))
         mixed = mix(images, labels, num_ids, settings.augment, first=first)
         images, soft = mixed or (images, None)
+        codes = None if data.codes is None else data.codes[at]
+        clean = first if mixed else None
         with fabric.autocast():
-            terms: dict[str, torch.Tensor] = learner(images, labels, soft, first if mixed else None)
+            terms: dict[str, torch.Tensor] = learner(images, labels, soft, clean, codes)
         return terms
 
     return step
@@ -110,9 +122,7 @@ def _unmixed(settings: Training, size: int) -> int:
 
 def _look_around(job: Job, learner: Learner, data: Pictures) -> None:
     """Which identities lie near each other by now, for batches of those that are confused."""
-    z = encode(
-        learner, data.pixels, job.encoder.preprocess, job.fabric, job.p.evaluation.batch_size
-    )
+    z = encode(learner, data, job.encoder.preprocess, job.fabric, job.p.evaluation.batch_size)
     unit = retrieval_features({n: f.cpu().numpy() for n, f in z.items()}, job.p.evaluation.feature)
     nearest = nearest_identities(unit, data.labels.cpu().numpy())
     learner.neighbours.copy_(torch.from_numpy(nearest))

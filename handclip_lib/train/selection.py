@@ -11,7 +11,7 @@ from handclip_lib.data.store import Store
 from handclip_lib.evaluate.embed import evaluating, retrieval_features
 from handclip_lib.evaluate.protocol import per_query
 from handclip_lib.schema import Params
-from handclip_lib.train.learner import Learner, Pictures, encode, pictures
+from handclip_lib.train.learner import Codes, Learner, Pictures, encode, pictures
 
 SELECT = "select_map"  # the history column that chooses a checkpoint
 DRAWS = 10
@@ -41,6 +41,7 @@ def scorer(
     store: Store,
     fabric: lf.Fabric,
     classes: dict[int, int],
+    codes: Codes | None = None,
 ) -> tuple[Callable[[Learner], dict[str, float]], str]:
     """(function of a learner that gives a history row's values, the column that selects or "").
 
@@ -49,14 +50,16 @@ def scorer(
     in the protocol of the test: one gallery image a person, several hashed draws. Without two such
     persons who can be searched for nothing is selected, and the last weights are taken.
     """
-    val = pictures(manifest, "val", store, fabric, classes)
-    held, rows = pictures(manifest, "select", store, fabric, classes), held_manifest(manifest)
+    val, held = (
+        pictures(manifest, split, store, fabric, classes, codes) for split in ("val", "select")
+    )
+    rows = held_manifest(manifest)
     size = p.evaluation.batch_size
 
     def validate(learner: Learner) -> dict[str, float]:
         values = _accuracy(learner, val, store, fabric, size)
         if rows is not None:
-            z = encode(learner, held.pixels, store.preprocess, fabric, size)
+            z = encode(learner, held, store.preprocess, fabric, size)
             unit = retrieval_features(
                 {name: block.cpu().numpy() for name, block in z.items()}, p.evaluation.feature
             )
@@ -73,9 +76,10 @@ def _accuracy(
     known = val.labels >= 0
     if not known.any():
         return {}
-    z = encode(learner, val.pixels[known], store.preprocess, fabric, size)
+    z = encode(learner, val, store.preprocess, fabric, size)
     with evaluating(learner.criterion), torch.no_grad():
         logits = learner.criterion.logits(z)
     if logits is None:
         return {}
-    return {"val_accuracy": float((logits.argmax(1) == val.labels[known]).float().mean())}
+    right = logits.argmax(1) == val.labels
+    return {"val_accuracy": float(right[known].float().mean())}

@@ -1,27 +1,36 @@
 """The stages of fine-tuning: each takes an encoder, a manifest and parameters, and trains it."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from filelock import FileLock
+import torch
 
 from handclip_lib.data.atomic import write_whole
-from handclip_lib.device import make_fabric
-from handclip_lib.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from handclip_lib.params import resolve
+from handclip_lib.device import make_fabric, seed_step
+from handclip_lib.models.adapters import adapt
+from handclip_lib.models.checkpoint import load_weights, read_checkpoint
+from handclip_lib.models.promptsg import Composer
+from handclip_lib.params import ParamError, loss_variants, resolve
 from handclip_lib.schema import Params
-from handclip_lib.schema_train import LossSpec
-from handclip_lib.train.fit import clear, fit, read_history
-from handclip_lib.train.job import Job, Trained, check_start, study_encoder
-from handclip_lib.train.learner import Learner, check_losses, class_means, encode, pictures
-from handclip_lib.train.recipe import make_recipe, prepared
-from handclip_lib.train.selection import scorer
+from handclip_lib.schema_train import LossSpec, Stage3b, Training
+from handclip_lib.train.guide import Guide, bank_of
+from handclip_lib.train.job import Job, Trained, study_encoder
+from handclip_lib.train.prompting import Learnt, learn_prompts, people_of, prompt_template
+from handclip_lib.train.training import train
 
-__all__ = ["Trained", "stage1", "stage1_weights", "stage2"]
+__all__ = [
+    "Learnt",
+    "Trained",
+    "best_stage2",
+    "stage1",
+    "stage1_weights",
+    "stage2",
+    "stage3_start",
+    "stage3a",
+    "stage3b",
+]
 
 
 def stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Trained:
@@ -31,7 +40,7 @@ def stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path)
     goes on where it was; weights that are there already, made by the same parameters, data and
     code, are taken. CLIP-ReID's baseline, Li et al. 2023, arXiv:2211.13977, section 3.
     """
-    return _train(_stage1(p, table, manifest, folder))
+    return train(_stage1(p, table, manifest, folder))
 
 
 def stage1_weights(
@@ -53,14 +62,13 @@ def stage1_weights(
                 f"stage2.resume_from: no file {path}; leave it empty to have stage 1 trained here"
             )
         return path
-    key = _stage1(p, table, manifest, Path()).key
-    paths = [folder / "checkpoints" / "stage1.pth" for folder in folders]
-    for path in (path for path in paths if path.is_file()):
-        if read_checkpoint(path)["key"] == key:
-            return path
+    job = _stage1(p, table, manifest, Path())
+    folder = _home(job, folders)
+    path = folder / "checkpoints" / "stage1.pth"
+    if path.is_file() and read_checkpoint(path)["key"] == job.key:
+        return path
     print(f"no stage 1 of study {p.study} with these parameters, data and code: training it first")
-    home = folders[0] if paths[-1].is_file() else folders[-1]
-    return stage1(p, table, manifest, home).checkpoint
+    return stage1(p, table, manifest, folder).checkpoint
 
 
 def stage2(
@@ -76,11 +84,7 @@ def stage2(
 
     Leaves checkpoints/<name>.pth and its rows of history.csv in `folder`; otherwise as stage 1.
     """
-    encoder = study_encoder(p)
-    load_weights(encoder, start)
-    settings = p.stage2.model_copy(update={"losses": tuple(losses)})
-    fabric = make_fabric(p, training=True)
-    trained = _train(Job(name, settings, p, encoder, table, manifest, fabric, folder, start))
+    trained = train(_stage2(p, name, losses, start, table, manifest, folder))
     if p.stage2.save_dir:
         target = resolve(p.stage2.save_dir)
         target.mkdir(parents=True, exist_ok=True)
@@ -90,56 +94,143 @@ def stage2(
     return trained
 
 
+def best_stage2(
+    p: Params,
+    start: Path,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folders: Sequence[Path],
+) -> tuple[str, Trained]:
+    """The variant of stage 2 that held-out training persons prefer, and its name.
+
+    folders: as in `stage1_weights`, of notebook 03; variants that are in none of them are trained,
+    and kept where that notebook would have left them. Without held-out persons nothing may choose:
+    then it is the first. Raises ValueError where the study trains no variant.
+    """
+    found: dict[str, Trained] = {}
+    for name, losses in loss_variants(p).items():
+        folder = _home(_stage2(p, name, losses, start, table, manifest, Path()), folders)
+        found[name] = stage2(p, name, losses, start, table, manifest, folder)
+    if not found:
+        raise ValueError("stage2.variant is baseline: no variant to compare with")
+
+    def score(name: str) -> float:
+        column = found[name].facts["selected_by"]
+        return float(found[name].history[column].max()) if column else 0.0
+
+    best = max(found, key=score)  # of equals the first
+    return best, found[best]
+
+
+def stage3_start(
+    p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folders: Sequence[Path]
+) -> Path | None:
+    """The weights that all of stage 3 starts from, by `stage3a.start`; None: the tower as it is.
+
+    folders: as in `stage1_weights`.
+    """
+    if p.stage3a.start == "pretrained":
+        return None
+    return stage1_weights(p, table, manifest, folders)
+
+
+def stage3a(
+    p: Params, start: Path | None, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path
+) -> Learnt:
+    """Learn a prompt for each training person, by `p.stage3a`; both towers stay as they are.
+
+    start: weights to begin from, None is the study's own tower. Leaves checkpoints/prompts.pth and
+    its rows of history.csv in `folder`; otherwise as stage 1.
+    """
+    return learn_prompts(_job("prompts", p.stage3a, p, start, table, manifest, folder))
+
+
+def stage3b(
+    p: Params,
+    name: str,
+    settings: Stage3b,
+    start: Path | None,
+    learnt: Learnt | None,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folder: Path,
+) -> Trained:
+    """Tune the image tower against texts, by `settings`, from the weights in `start`.
+
+    learnt: stage 3a of the same start, for `text: prompts`. Leaves checkpoints/<name>.pth and its
+    rows of history.csv in `folder`; otherwise as stage 1. Prompts, descriptions and pseudo-words
+    guide the training alone: features of images never need them, nor a label. CLIP-ReID's second
+    stage, Li et al. 2023, arXiv:2211.13977, section 3.3; PromptSG, Yang et al. 2024.
+    """
+    job = _job(name, settings, p, start, table, manifest, folder)
+    seed_step(p.seed, 0)
+    view = settings.adapt.view
+    views = () if view == "none" else sorted(map(str, column_of(table, view).unique()))
+    adapt(job.encoder, settings.adapt, views)
+    return train(replace(job, guide=_guide(job, settings, learnt)))
+
+
+def _guide(job: Job, settings: Stage3b, learnt: Learnt | None) -> Guide | None:
+    """What makes the texts of a job; None where no text is asked for."""
+    if settings.text == "none" or not (settings.i2t or settings.t2i or settings.text == "pseudo"):
+        return None
+    scale = job.encoder.logit_scale
+    template = prompt_template(settings.template, job.p.aspect)
+    if settings.text == "pseudo":
+        composer = Composer(job.encoder, template, settings.style, settings.interact)
+        return Guide(settings, scale, composer=composer)
+    if settings.text == "prompts":
+        if learnt is None:
+            raise ParamError(f"{job.name}: text prompts needs those of stage 3a")
+        return Guide(settings, scale, learnt.bank, torch.arange(len(learnt.bank)))
+    people = people_of(job)
+    numbers = [f"person {pid}" for pid in people.index]
+    words = descriptions(people) if settings.text == "attributes" else numbers
+    texts = [template.replace("{person}", word) for word in words]
+    return Guide(settings, scale, *bank_of(job.encoder, texts))
+
+
 def _stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Job:
+    return _job("stage1", p.stage1, p, None, table, manifest, folder)
+
+
+def _stage2(
+    p: Params,
+    name: str,
+    losses: Sequence[LossSpec],
+    start: Path,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folder: Path,
+) -> Job:
+    settings = p.stage2.model_copy(update={"losses": tuple(losses)})
+    return _job(name, settings, p, start, table, manifest, folder)
+
+
+def _home(job: Job, folders: Sequence[Path]) -> Path:
+    """Which of these folders holds what the job would make; else where it belongs.
+
+    That is the last one, the study's own, unless that has other weights by this name.
+    """
+    paths = [folder / "checkpoints" / f"{job.name}.pth" for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if path.is_file() and read_checkpoint(path)["key"] == job.key:
+            return folder
+    return folders[0] if paths[-1].is_file() else folders[-1]
+
+
+def _job(
+    name: str,
+    settings: Training,
+    p: Params,
+    start: Path | None,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folder: Path,
+) -> Job:
+    """A training of the study's tower, filled from `start` where there is one."""
+    encoder = study_encoder(p)
+    if start is not None:
+        load_weights(encoder, start)
     fabric = make_fabric(p, training=True)
-    return Job("stage1", p.stage1, p, study_encoder(p), table, manifest, fabric, folder)
-
-
-def _train(job: Job) -> Trained:
-    """Train, or take what was trained before with the same key; leaves checkpoints/<name>.pth."""
-    folder = job.folder / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    path, key, parent = folder / f"{job.name}.pth", job.key, job.encoder.weights_sha256
-    with FileLock(folder / f".{job.name}.lock"):
-        taught = check_start(job)
-        held = read_checkpoint(path) if path.is_file() else None
-        if held and held["key"] == key:
-            print(f"{job.name}: trained before, by the same parameters, data and code: {path}")
-            load_weights(job.encoder, path)
-            history = read_history(job.folder, job.name)
-            return Trained(job.encoder.eval(), history, path, held["facts"])
-        began = time.monotonic()
-        history, facts = _fitted(job, key)
-        facts["seconds"] = round(time.monotonic() - began, 2)
-        params = job.p.model_dump(mode="json")
-        more = {"facts": facts, "taught": taught}
-        save_checkpoint(path, job.encoder, params, parent, key, more)
-        clear(job.folder, job.name)
-    return Trained(job.encoder.eval(), history, path, facts)
-
-
-def _fitted(job: Job, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Train the job's encoder; its history and facts."""
-    fabric, store = job.fabric, job.store
-    people = sorted(job.manifest.loc[job.manifest["split"] == "train", "pid"].unique())
-    classes = {int(pid): label for label, pid in enumerate(people)}
-    data = pictures(job.manifest, "train", store, fabric, classes)
-    criterion, settings = prepared(job.settings, job.encoder, len(classes))
-    job = replace(job, settings=settings)
-    check_losses(criterion, job.encoder.dims, len(classes))
-    learner = Learner(job.encoder, criterion, len(classes), job.p.device.compile)
-    fabric.to_device(learner)
-    if criterion.has_centers:
-        z = encode(learner, data.pixels, store.preprocess, fabric, job.p.evaluation.batch_size)
-        criterion.start_centers(class_means(z, data.labels, len(classes)))
-    validate, select = scorer(job.p, job.manifest, store, fabric, classes)
-    recipe = make_recipe(job, learner, data, validate, select, key)
-    history = fit(recipe, settings, fabric, job.folder)
-    facts = {
-        "images": len(data.images),
-        "persons": len(classes),
-        "epochs": len(history),
-        "chosen_epoch": history.attrs["chosen_epoch"],
-        "selected_by": select,
-    }
-    return history, facts
+    return Job(name, settings, p, encoder, table, manifest, fabric, folder, start)

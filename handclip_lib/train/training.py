@@ -1,0 +1,80 @@
+"""A job done: trained, or found where it was done before; its weights and facts kept."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from handclip_lib.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from handclip_lib.models.lora import merge_lora
+from handclip_lib.train.fit import clear, fit, read_history
+from handclip_lib.train.guide import check_guide
+from handclip_lib.train.job import Job, Trained, check_start
+from handclip_lib.train.learner import Learner, check_losses, class_means, encode, pictures
+from handclip_lib.train.optim import param_groups
+from handclip_lib.train.recipe import make_recipe, prepared
+from handclip_lib.train.selection import scorer
+
+
+def train(job: Job) -> Trained:
+    """Train, or take what was trained before with the same key; leaves checkpoints/<name>.pth."""
+    folder = job.folder / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, key, parent = folder / f"{job.name}.pth", job.key, job.encoder.weights_sha256
+    with FileLock(folder / f".{job.name}.lock"):
+        taught = check_start(job)
+        held = read_checkpoint(path) if path.is_file() else None
+        if held and held["key"] == key:
+            print(f"{job.name}: trained before, by the same parameters, data and code: {path}")
+            load_weights(job.encoder, path)
+            if job.guide is not None:
+                job.guide.load_state_dict(held["guide"])
+            history = read_history(job.folder, job.name)
+            return Trained(job.encoder.eval(), history, path, held["facts"], job.guide)
+        began = time.monotonic()
+        history, facts = _fitted(job, key)
+        facts["seconds"] = round(time.monotonic() - began, 2)
+        params = job.p.model_dump(mode="json")
+        more = {"facts": facts, "taught": taught}
+        if job.guide is not None:
+            more["guide"] = {n: v.cpu() for n, v in job.guide.state_dict().items()}
+        merge_lora(job.encoder)
+        save_checkpoint(path, job.encoder, params, parent, key, more)
+        clear(job.folder, job.name)
+    return Trained(job.encoder.eval(), history, path, facts, job.guide)
+
+
+def _fitted(job: Job, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Train the job's encoder; its history and facts."""
+    fabric, store = job.fabric, job.store
+    people = sorted(job.manifest.loc[job.manifest["split"] == "train", "pid"].unique())
+    classes = {int(pid): label for label, pid in enumerate(people)}
+    data = pictures(job.manifest, "train", store, fabric, classes, job.codes)
+    criterion, settings = prepared(job.settings, job.encoder, len(classes), job.guide)
+    job = replace(job, settings=settings)
+    check_losses(criterion, job.dims, len(classes))
+    if job.guide is not None:
+        check_guide(job.guide, job.dims, len(classes))
+    learner = Learner(job.encoder, criterion, len(classes), job.p.device.compile, job.guide)
+    fabric.to_device(learner)
+    if criterion.has_centers:
+        z = encode(learner, data, store.preprocess, fabric, job.p.evaluation.batch_size)
+        criterion.start_centers(class_means(z, data.labels, len(classes)))
+    validate, select = scorer(job.p, job.manifest, store, fabric, classes, job.codes)
+    recipe = make_recipe(job, learner, data, validate, select, key)
+    history = fit(recipe, settings, fabric, job.folder)
+    facts = {
+        "images": len(data.images),
+        "persons": len(classes),
+        "epochs": len(history),
+        "chosen_epoch": history.attrs["chosen_epoch"],
+        "selected_by": select,
+        "trained_parameters": sum(
+            w.numel()
+            for group in param_groups(job.encoder, learner.heads, settings)
+            for w in group["params"]
+        ),
+    }
+    return history, facts
