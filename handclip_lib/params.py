@@ -23,6 +23,7 @@ from handclip_lib.study_file import (
     StudyFile,
     differences_of,
     layer,
+    merge,
     name_losses,
     read_study,
     study_path,
@@ -70,8 +71,10 @@ def load(
     name_losses(told)
     told |= {"study": file.path.stem, "seed": seed, "tag": tag}
     told["aspect"] = aspect or own or "dorsal_r"
+    tree = Params().model_dump()  # a branch that is told in part keeps its stage's own defaults
+    merge(tree, told)
     try:
-        return Params.model_validate(told)
+        return Params.model_validate(tree)
     except ValidationError as error:
         raise ParamError("\n".join(_explain(e) for e in error.errors())) from None
 
@@ -123,7 +126,8 @@ def _check_variant(file: StudyFile, tag: str, changed: bool) -> None:
 def _explain(error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
-        return f"{path}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+        got = "" if isinstance(error["input"], Mapping) else f" (got {error['input']!r})"
+        return f"{path}: {error['msg'].removeprefix('Value error, ')}{got}"
     if path in FILE_KEYS:
         return f"{path}: belongs at the top of a study file, not here"
     known = [*(key for key, _ in leaves(Params().model_dump())), "stage2.variants", *FILE_KEYS]

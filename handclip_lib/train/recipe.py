@@ -22,6 +22,10 @@ def prepared(settings: Training, encoder: Encoder, num_ids: int) -> tuple[Criter
     criterion = build_loss(
         settings.losses, num_ids, encoder.dims, settings.loss_balance, settings.projection
     )
+    if settings.projection and criterion.head is None:
+        print(
+            f"projection {settings.projection}: none of these losses is on `head`, so there is none"
+        )
     if settings.head_epochs and not any(w.requires_grad for w in criterion.parameters()):
         print("these losses have no heads that could learn first; the tower learns at once")
         settings = settings.model_copy(update={"head_epochs": 0})

@@ -52,6 +52,11 @@ def scorer(
     val = pictures(manifest, "val", store, fabric, classes)
     held, rows = pictures(manifest, "select", store, fabric, classes), held_manifest(manifest)
     size = p.evaluation.batch_size
+    if held.images and rows is None:
+        print(
+            f"{len(set(held.pids))} training persons are held out: too few to be searched among, so"
+            " nothing chooses an epoch and the last weights are taken"
+        )
 
     def validate(learner: Learner) -> dict[str, float]:
         values = _accuracy(learner, val, store, fabric, size)
