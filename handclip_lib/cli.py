@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from handclip_lib import __version__
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.params import ParamError, load, resolve
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import did_you_mean
+from handclip_lib.study_file import read_value
 
 DEMO = "demo"
 # Each command imports its own part: notebooks, figures and models take seconds to import
@@ -87,10 +86,7 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not (key and equals):
             raise ParamError(f"--set {setting}: write it as key=value, such as stage2.lr=1e-5")
-        try:
-            overrides[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ParamError(f"--set {setting}: the value is not valid YAML: {error}") from None
+        overrides[key.strip()] = read_value(text, f"--set {setting}: the value")
     return overrides
 
 

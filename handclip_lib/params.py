@@ -24,6 +24,7 @@ from handclip_lib.study_file import (
     StudyFile,
     differences_of,
     layer,
+    merge,
     name_variants,
     nested,
     read_study,
@@ -73,8 +74,10 @@ def load(
     name_variants(told)
     told |= {"study": file.path.stem, "seed": seed, "tag": tag}
     told["aspect"] = aspect or own or "dorsal_r"
+    tree = Params().model_dump()  # a branch that is told in part keeps its stage's own defaults
+    merge(tree, told)
     try:
-        p = Params.model_validate(told)
+        p = Params.model_validate(tree)
     except ValidationError as error:
         raise ParamError("\n".join(_explain(e) for e in error.errors())) from None
     guided_variants(p)  # its errors now
@@ -146,7 +149,8 @@ def _check_variant(file: StudyFile, tag: str, changed: bool) -> None:
 def _explain(error: Any, *above: str) -> str:
     path = ".".join(str(part) for part in (*above, *error["loc"]))
     if error["type"] != "extra_forbidden":
-        return f"{path}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+        got = "" if isinstance(error["input"], Mapping) else f" (got {error['input']!r})"
+        return f"{path}: {error['msg'].removeprefix('Value error, ')}{got}"
     if path in FILE_KEYS:
         return f"{path}: belongs at the top of a study file, not here"
     known = [

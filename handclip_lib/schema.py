@@ -130,8 +130,22 @@ class Params(Node):
         mine, usual = dict(leaves(self.model_dump())), dict(leaves(Params().model_dump()))
         always = ("aspect", "study", "seed", "tag")
         rows = {k: v for k, v in mine.items() if k in always or v != usual.get(k)}
-        frame = pd.DataFrame({"value": [str(v) for v in rows.values()]}, index=pd.Index(rows))
+        frame = pd.DataFrame({"value": [_told(v) for v in rows.values()]}, index=pd.Index(rows))
         return frame.rename_axis("parameter")
+
+
+def _told(value: Any) -> str:
+    """A value as a table shows it: of losses only what was said about them."""
+    if not isinstance(value, tuple):
+        return str(value)
+    shown = []
+    for one in value:
+        if isinstance(one, Mapping) and "type" in one:
+            more = ", ".join(f"{k} {v}" for k, v in one.items() if k != "type" and v is not None)
+            shown.append(f"{one['type']} ({more})" if more else str(one["type"]))
+        else:
+            shown.append(str(one))
+    return ", ".join(shown)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -126,7 +126,10 @@ def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
     beneath = base.get("stage2")
     if isinstance(beneath, dict) and ("losses" in told or "variants" in told):
         beneath.pop("variants", None)
-    _merge(base, change)
+    stage3b = change.get("stage3b")
+    if isinstance(stage3b, Mapping) and "variants" in stage3b and "stage3b" in base:
+        base["stage3b"].pop("variants", None)
+    merge(base, change)
 
 
 def name_variants(values: dict[str, Any]) -> None:
@@ -181,13 +184,18 @@ def _file_of(name: str, folder: str, where: str) -> Path:
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """The mapping that a YAML text holds; ParamError that begins with `where` if it does not."""
-    try:
-        told = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ParamError(f"{where} is not valid YAML: {error}") from None
+    told = read_value(text, where)
     if told is not None and not isinstance(told, dict):
         raise ParamError(f"{where}: expected 'key: value' lines, got {type(told).__name__}")
-    return dict(_worded(told or {}))
+    return told or {}
+
+
+def read_value(text: str, where: str) -> Any:
+    """What a YAML text holds, of any kind; ParamError that begins with `where` if it is none."""
+    try:
+        return _worded(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ParamError(f"{where} is not valid YAML: {error}") from None
 
 
 def _worded(value: Any) -> Any:
@@ -257,13 +265,14 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat.items():
         for part in reversed(str(key).split(".")):
             value = {part: nested(value) if isinstance(value, Mapping) else value}
-        _merge(tree, value)
+        merge(tree, value)
     return tree
 
 
-def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> None:
+def merge(base: dict[str, Any], change: Mapping[str, Any]) -> None:
+    """Put a nested tree over another, in place: branches merge, lists and values replace."""
     for key, value in change.items():
         if isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+            merge(base[key], value)
         else:
             base[key] = deepcopy(value)

@@ -134,3 +134,10 @@ def test_as_a_module_from_any_folder(tmp_path):
         text=True,
     )
     assert done.stdout == f"handclip {__version__}\n", done.stderr
+
+
+def test_bare_on_is_a_key_of_a_loss(asked):
+    told = "stage2.losses=[{type: cross_entropy, on: [pool_bn]}]"
+    assert cli.main(["run", "03", "--no-index", "--set", told]) == 0
+    overrides = asked[0][0][1]["overrides"]
+    assert overrides["stage2.losses"] == [{"type": "cross_entropy", "on": ["pool_bn"]}]

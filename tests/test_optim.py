@@ -175,7 +175,7 @@ def open_steps(encoder: Encoder) -> set[int]:
         ({"unfreeze_blocks": 0}, {1: set(), 9: set()}),
         ({"unfreeze_blocks": 2, "head_epochs": 1}, {1: set(), 2: {2, 3, 4}, 9: {2, 3, 4}}),
         ({"unfreeze_blocks": 3}, {1: {1, 2, 3, 4}}),
-        ({"unfreeze_blocks": 99}, {1: {0, 1, 2, 3, 4}}),
+        ({"unfreeze_blocks": 4}, {1: {0, 1, 2, 3, 4}}),
         (
             {"gradual": {"start": 2, "every": 3}, "head_epochs": 1},
             {1: set(), 2: {3, 4}, 4: {3, 4}, 5: {2, 3, 4}, 11: {0, 1, 2, 3, 4}},
@@ -188,6 +188,13 @@ def test_layers_open_when_they_are_told_to(encoders, told, epochs):
         names = open_layers(encoder, settings, epoch)
         assert open_steps(encoder) == expected
         assert names == [VIT_STEPS[depth] for depth in sorted(expected)]
+
+
+def test_more_blocks_than_there_are_is_an_error(encoders):
+    with pytest.raises(
+        ValueError, match="unfreeze_blocks 5: this tower has 4 steps above its stem"
+    ):
+        open_layers(encoders["optim-vit"], Training(unfreeze_blocks=5), 1)
 
 
 def test_closed_batchnorms_keep_their_statistics(encoders):

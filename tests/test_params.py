@@ -542,3 +542,9 @@ def test_an_empty_value_is_an_empty_text():
     assert params.load(overrides="model.pretrained:").model.pretrained == ""
     with pytest.raises(params.ParamError, match="model.name"):
         params.load(overrides="model.name:")
+
+
+def test_a_branch_told_in_part_keeps_its_stages_defaults():
+    told = params.load(overrides={"stage2.sampler.images": 2}).stage2.sampler
+    assert (told.type, told.images) == ("pk", 2)
+    assert params.load(overrides={"stage1.sampler.images": 2}).stage1.sampler.type == "shuffle"

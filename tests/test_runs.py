@@ -212,3 +212,13 @@ def test_the_librarys_hash_follows_code_and_shipped_weights(tmp_path, monkeypatc
             path.write_text(text)
             seen.add(library_sha256())
     assert len(seen) == 5
+
+
+def test_losses_are_checked_before_there_is_a_folder(reports):
+    bad = {"stage2.variants": {"mine": [{"type": "cross_entropy"}, {"type": "tripplet"}]}}
+    p = params.load(study="smoke", tag="y", overrides=bad)
+    with pytest.raises(
+        params.ParamError, match=r"^stage2, variant mine: losses\.1\.type: .*triplet"
+    ):
+        runs.open_run("03_stage2_losses", p)
+    assert not runs.run_folder("03_stage2_losses", p).exists()

@@ -141,7 +141,7 @@ def test_too_few_identities_are_said_and_make_smaller_batches():
     with pytest.warns(UserWarning, match="3 identities where a batch of 64 has room for 16"):
         sampler = make_sampler(Sampler(type="pk"), labels, aspects, 64, 0)
     assert all(set(labels[b]) == {3, 5, 9} and len(b) == 12 for b in sampler.batches(0))
-    with pytest.raises(ValueError, match="1 identities"):
+    with pytest.raises(ValueError, match="1 training identities"):
         make_sampler(Sampler(type="pk"), np.zeros(30), aspects, 64, 0)
     with pytest.raises(ValueError, match="two are the fewest"):
         make_sampler(Sampler(), np.zeros(1), aspects[:1], 64, 0)

@@ -195,8 +195,8 @@ def _check_identities(made: Batches) -> None:
     slots = made.batch_size // each
     if slots < 2 or total < 2:
         raise ValueError(
-            f"batches of {made.batch_size} with {each} images an identity, of {total} identities:"
-            " they need room for two identities, and two there must be"
+            f"batch_size {made.batch_size}, sampler.images {each}, {total} training identities: a"
+            " batch needs at least two identities; raise batch_size, or lower sampler.images"
         )
     pairs = np.unique(np.stack([made.kinds, made.groups]), axis=1)
     there, wanted = total, slots

@@ -16,10 +16,12 @@ from handclip_lib.losses.guards import MarginGuard, PairGuard, TripletGuard
 from handclip_lib.losses.term import Term
 from handclip_lib.models import heads
 from handclip_lib.models.towers import Features
-from handclip_lib.params import ParamError
+from handclip_lib.params import ParamError, loss_variants
+from handclip_lib.schema import Params
 from handclip_lib.schema_train import LossSpec
 
 _BASES = ("penult", "pool", "proj")
+_TRIED = 8  # width of features, where a list is built for its errors alone
 _EVERY = 10  # steps between two looks at the guards, which wait for the device
 
 
@@ -39,7 +41,7 @@ def build_loss(
     if num_ids < 1:
         raise ValueError(f"num_ids: expected at least 1, got {num_ids}")
     if not specs:
-        raise ParamError("losses: the list is empty")
+        raise ParamError("losses: the list is empty; the usual one is [{type: cross_entropy}]")
     widths = dict.fromkeys(_BASES, dims) if isinstance(dims, int) else dict(dims)
     widths |= {f"{name}_bn": width for name, width in widths.items()}
     if projection:
@@ -51,6 +53,21 @@ def build_loss(
         name = f"{spec.type}_{same + 1}" if same else spec.type
         terms[name] = Term(spec, f"losses.{i}", num_ids, widths, alone=len(specs) == 1)
     return Criterion(terms, widths, balance)
+
+
+def check_lists(p: Params) -> None:
+    """Build every list of losses of a study, for nothing but its errors.
+
+    Raises ParamError with the stage, the variant and the place: before a run has begun.
+    """
+    lists = {"stage1": p.stage1.losses}
+    lists |= {f"stage2, variant {name}": told for name, told in loss_variants(p).items()}
+    for where, losses in lists.items():
+        stage = p.stage1 if where == "stage1" else p.stage2
+        try:
+            build_loss(losses, 2, _TRIED, stage.loss_balance, stage.projection)
+        except ParamError as error:
+            raise ParamError(f"{where}: {error}") from None
 
 
 class Criterion(nn.Module):

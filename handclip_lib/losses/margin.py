@@ -4,14 +4,21 @@ import math
 from typing import Annotated
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from handclip_lib.losses.guards import MarginGuard
 from handclip_lib.schema_base import Rate, Whole, no_bool
 
-Radians = Annotated[float, BeforeValidator(no_bool), Field(ge=0, lt=math.pi / 2)]
+
+def _radians(value: float) -> float:
+    if not 0 <= value < math.pi / 2:
+        raise ValueError("a margin in radians, from 0 to 1.57, was expected; 30 degrees are 0.52")
+    return value
+
+
+Radians = Annotated[float, BeforeValidator(no_bool), AfterValidator(_radians)]
 
 
 class ArcFace(nn.Module):

@@ -218,8 +218,11 @@ def _read(path: Path) -> Any:
                 return load_file(plain)
             return torch.load(plain, map_location="cpu", weights_only=True, mmap=_is_zip(plain))
         except Exception as error:
-            first = str(error).partition("\n")[0]
-            raise WeightsError(f"{path} is damaged, or no weights file: {first}") from error
+            first = f"{type(error).__name__} {error}".partition("\n")[0]
+            raise WeightsError(
+                f"{path} is damaged, or no weights file ({first}): name one that torch or"
+                " safetensors wrote, such as a run's checkpoints/stage1.pth"
+            ) from error
 
 
 def _is_zip(path: Path) -> bool:

@@ -108,7 +108,8 @@ def _from_name(name: str, pretrained: str | None) -> Source:
     if name not in known:
         raise WeightsError(
             f"unknown model '{name}'{did_you_mean(name, known)}; an open_clip name,"
-            f" {', '.join(TINY)}, hf-hub:ORG/NAME, or a folder with {CONFIG}"
+            f" {', '.join(TINY)}, hf-hub:ORG/NAME, a weights file, or a folder with {CONFIG}; there"
+            " is no file or folder of this name here, either"
         )
     if pretrained is None:  # open_clip's own convention; a study, which says "", never gets here
         warnings.warn(f"{name} gets random weights: nobody trained them", stacklevel=4)

@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from handclip_lib.data.splits import sha256, write_manifest
+from handclip_lib.losses import check_lists
 from handclip_lib.params import ROOT, ParamError, load, read_study, resolve
 from handclip_lib.report.stamp import library_sha256, stamp
 from handclip_lib.schema import Params, leaves
@@ -88,11 +89,12 @@ class Run:
 def open_run(notebook: str, p: Params) -> Run:
     """The folder of this notebook and these parameters, made if need be, with its params.json.
 
-    Raises ParamError when the parameters are not the study's and no tag says so, when the folder
-    was made with other parameters, or can't be written. An earlier metrics.json stays until
-    `save` replaces it.
+    Raises ParamError when the parameters are not the study's and no tag says so, when a list of
+    losses can't be built, when the folder was made with other parameters, or can't be written.
+    An earlier metrics.json stays until `save` replaces it.
     """
     check_tag(p, p.study)
+    check_lists(p)
     folder = run_folder(notebook, p)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -240,6 +240,11 @@ def _opens(settings: Training, depth: int, top: int) -> int | None:
     """The epoch (1-based) from which a step of the tower trains; None: never."""
     first, below = settings.head_epochs + 1, top - depth
     if settings.unfreeze_blocks is not None:
+        if settings.unfreeze_blocks > top:
+            raise ValueError(
+                f"unfreeze_blocks {settings.unfreeze_blocks}: this tower has {top} steps above its"
+                " stem; null opens all of it"
+            )
         return first if settings.unfreeze_blocks and below <= settings.unfreeze_blocks else None
     if settings.gradual:
         late = max(0, below - (settings.gradual.start - 1))

@@ -55,6 +55,11 @@ def scorer(
     )
     rows = held_manifest(manifest)
     size = p.evaluation.batch_size
+    if held.images and rows is None:
+        print(
+            f"{len(set(held.pids))} training persons are held out: too few to be searched among, so"
+            " nothing chooses an epoch and the last weights are taken"
+        )
 
     def validate(learner: Learner) -> dict[str, float]:
         values = _accuracy(learner, val, store, fabric, size)
