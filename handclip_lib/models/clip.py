@@ -71,12 +71,7 @@ class Encoder(nn.Module):
     @property
     def weights_sha256(self) -> str:
         """Hash of every tensor as it is now: it follows training, so caches can rely on it."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return sha256_of(self)
 
     def features(self, images: torch.Tensor, codes: torch.Tensor | None = None) -> Features:
         """images: float (B, 3, H, W), normalised by `preprocess`. One forward, raw features.
@@ -125,6 +120,16 @@ class Encoder(nn.Module):
                     f" texts do not: {error}"
                 ) from error
         return self._tokenizer
+
+
+def sha256_of(module: nn.Module) -> str:
+    """Hash of every tensor of a module's state, with its name, type and shape."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_encoder(

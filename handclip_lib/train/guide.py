@@ -151,9 +151,12 @@ def composed(
     parts = []
     with evaluating(encoder), evaluating(guide):
         for start in range(0, len(images), size):
-            pixels = store.pixels(list(images[start : start + size])).to(fabric.device)
+            names = list(images[start : start + size])
+            pixels = store.pixels(names).to(fabric.device)
+            codes = encoder.codes_of(store.table.iloc[store.rows(names)])
             with fabric.autocast():
-                more = guide.more(encoder.features(encoder.preprocess.normalise(pixels)))
+                pixels = encoder.preprocess.normalise(pixels)
+                more = guide.more(encoder.features(pixels, codes))
             if FUSED not in more:
                 raise ValueError("this guide composes no feature: set interact")
             parts.append(more[FUSED].float().cpu().numpy())

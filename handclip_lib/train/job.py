@@ -78,8 +78,6 @@ class Job:
 
     def codes(self, images: list[str]) -> torch.Tensor | None:
         """(N,) what the encoder's adapter is told of these images."""
-        if self.encoder.adapter is None:
-            return None
         return self.encoder.codes_of(self.table.set_index("image").loc[images])
 
     @property

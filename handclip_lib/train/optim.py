@@ -215,8 +215,8 @@ def _rows(encoder: Encoder, heads: nn.Module, settings: Training) -> list[dict[s
     told = {"lr": settings.lr * settings.head_lr, "weight_decay": 0.0, "open_from": 1}
     rows += [{"params": brought, "name": ADAPTER} | told] if brought else []
     learnt = [(name, p) for name, p in heads.named_parameters() if p.requires_grad]
-    weights = [(name, p) for name, p in learnt if name.startswith(f"{BALANCE}.")]
-    learnt = [(name, p) for name, p in learnt if not name.startswith(f"{BALANCE}.")]
+    weights = [(name, p) for name, p in learnt if BALANCE in name.split(".")]
+    learnt = [(name, p) for name, p in learnt if BALANCE not in name.split(".")]
     rows += _split(learnt, HEADS, settings.lr * settings.head_lr, settings.weight_decay, 1)
     return rows + _split(weights, BALANCE, _BALANCE_LR, 0.0, 1)
 

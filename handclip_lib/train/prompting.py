@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.nn import functional
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.data.atomic import write_whole
 from handclip_lib.data.samplers import make_sampler
-from handclip_lib.device import make_fabric
+from handclip_lib.device import make_fabric, seed_step
 from handclip_lib.evaluate.embed import embed
 from handclip_lib.losses.crossmodal import cross_modal
 from handclip_lib.models.prompts import PromptLearner, find_slots, start_vectors
@@ -67,36 +68,48 @@ def learn_prompts(job: Job) -> Learnt:
     assert isinstance(settings, Stage3a)
     people = people_of(job)
     pids = tuple(map(int, people.index))
-    train, val = (_features(job, split, pids) for split in ("train", "val"))
-    means = torch.stack([train.z[train.labels == c].mean(0) for c in range(len(pids))])
-    images = functional.normalize(means.float(), dim=1)
+    images = {split: _features(job, split, pids) for split in ("train", "val")}
+    member = functional.one_hot(images["train"].labels, len(pids)).T.float()
+    means = functional.normalize(member @ images["train"].z, dim=1)
     job.encoder.eval().requires_grad_(False)
-    learner = _learner(job, settings, people, images)
+    job.fabric.to_device(job.encoder)
+    learner = _learner(job, settings, people, means)
+    with torch.no_grad():
+        before = learner.eval()().cpu()
+    path, history, facts = _learnt(job, settings, learner, images, pids)
+    with torch.no_grad():
+        after = learner.eval()().cpu()
+        bank = learner(unit=settings.similarity == "cosine").cpu()
+    return Learnt(learner, before, after, bank, pids, means.cpu(), history, path, facts)
+
+
+def _learnt(
+    job: Job,
+    settings: Stage3a,
+    learner: PromptLearner,
+    images: dict[str, _Images],
+    pids: tuple[int, ...],
+) -> tuple[Path, pd.DataFrame, dict[str, Any]]:
+    """Fill the learner, from its file where that was made by the same; file, history, facts."""
     folder = job.folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     path, key = folder / f"{job.name}.pth", job.key
-    with torch.no_grad():
-        before = learner.eval()().cpu()
     with FileLock(folder / f".{job.name}.lock"):
         held = torch.load(path, weights_only=True) if path.is_file() else None
         if held and held["key"] == key:
             print(f"{job.name}: learnt before, by the same parameters, data and code: {path}")
             learner.load_state_dict(held["prompts"])
-            history, facts = read_history(job.folder, job.name), held["facts"]
-        else:
-            began = time.monotonic()
-            history, facts = _fitted(job, settings, learner, train, val, key)
-            facts["seconds"] = round(time.monotonic() - began, 2)
-            state = {n: v.cpu() for n, v in learner.state_dict().items()}
-            told = {"key": key, "pids": list(pids), "prompts": state, "facts": facts}
-            buffer = io.BytesIO()
-            torch.save(told, buffer)
-            write_whole(path, buffer.getbuffer())
-            clear(job.folder, job.name)
-    with torch.no_grad():
-        after = learner.eval()().cpu()
-        bank = learner(unit=settings.similarity == "cosine").cpu()
-    return Learnt(learner, before, after, bank, pids, images.cpu(), history, path, facts)
+            return path, read_history(job.folder, job.name), held["facts"]
+        began = time.monotonic()
+        history, facts = _fitted(job, settings, learner, images, key)
+        facts["seconds"] = round(time.monotonic() - began, 2)
+        state = {n: v.cpu() for n, v in learner.state_dict().items()}
+        told = {"key": key, "pids": list(pids), "prompts": state, "facts": facts}
+        buffer = io.BytesIO()
+        torch.save(told, buffer)
+        write_whole(path, buffer.getbuffer())
+        clear(job.folder, job.name)
+    return path, history, facts
 
 
 def prompt_template(template: str, aspect: str) -> str:
@@ -125,49 +138,24 @@ def _features(job: Job, split: str, pids: tuple[int, ...]) -> _Images:
 
 
 def _learner(
-    job: Job, settings: Stage3a, people: pd.DataFrame, images: torch.Tensor
+    job: Job, settings: Stage3a, people: pd.DataFrame, means: torch.Tensor
 ) -> PromptLearner:
-    job.fabric.to_device(job.encoder)
     tower = TextTower(job.encoder)
-    text = prompt_template(settings.template, job.p.aspect)
-    slots = find_slots(tower, text, settings.n_ctx)
-    start = start_vectors(settings.init, tower, slots, people, images, settings.words, job.p.seed)
-    learner = PromptLearner(
-        tower, [slots] * settings.prompts, len(people), start=start, dropout=settings.dropout
-    )
+    slots = find_slots(tower, prompt_template(settings.template, job.p.aspect), settings.n_ctx)
+    start = start_vectors(settings.init, tower, slots, people, means, settings.words, job.p.seed)
+    seed_step(job.p.seed, 0)
+    copies = [slots] * settings.prompts
+    learner = PromptLearner(tower, copies, len(people), start=start, dropout=settings.dropout)
     job.fabric.to_device(learner)
     return learner
 
 
 def _fitted(
-    job: Job, settings: Stage3a, learner: PromptLearner, train: _Images, val: _Images, key: str
+    job: Job, settings: Stage3a, learner: PromptLearner, images: dict[str, _Images], key: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    sampler = make_sampler(
-        settings.sampler,
-        train.labels.cpu().numpy(),
-        train.aspects,
-        settings.batch_size,
-        job.p.seed,
-    )
-    all_ids = torch.arange(learner.ctx.shape[1], device=train.z.device)
-    scale, unit = job.encoder.logit_scale, settings.similarity == "cosine"
-
-    def step(batch: np.ndarray) -> dict[str, torch.Tensor]:
-        at = torch.from_numpy(batch).to(train.z.device)
-        z, y = train.z[at], train.labels[at]
-        with job.fabric.autocast():
-            each = learner.each(unit=unit)
-        text = each.mean(dim=0)
-        terms = {
-            "i2t": cross_modal(z, text, y, all_ids, scale, 0.0, settings.similarity),
-            "t2i": cross_modal(text, z, all_ids, y, scale, 0.0, settings.similarity),
-        }
-        return terms | (
-            {"diversity": learner.diversity(functional.normalize(each, dim=2))}
-            if settings.prompts > 1
-            else {}
-        )
-
+    train, seed = images["train"], job.p.seed
+    labels = train.labels.cpu().numpy()
+    sampler = make_sampler(settings.sampler, labels, train.aspects, settings.batch_size, seed)
     weights = {"i2t": 1.0, "t2i": 1.0}
     weights |= {"diversity": settings.diversity} if settings.prompts > 1 else {}
     adam = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
@@ -175,21 +163,21 @@ def _fitted(
         name=job.name,
         learner=learner,
         optimizer=adam([learner.ctx], lr=settings.lr, weight_decay=settings.weight_decay),
-        step=step,
+        step=_stepper(job, settings, learner, train),
         weights=lambda: weights,
         batches=lambda epoch: sampler.batches(epoch, None),
-        begin_epoch=lambda epoch: None,
+        begin_epoch=_no_layers,
         diagnostics=dict,
-        validate=lambda scored: _accuracies(scored, train, val),
+        validate=lambda scored: _accuracies(scored, images),
         select="",
         key=key,
-        seed=job.p.seed,
+        seed=seed,
     )
     history = fit(recipe, settings, job.fabric, job.folder)
     last = history.iloc[-1]
     facts = {
         "images": len(train.z),
-        "persons": len(all_ids),
+        "persons": learner.ctx.shape[1],
         "epochs": len(history),
         "chosen_epoch": history.attrs["chosen_epoch"],
         "selected_by": "",
@@ -199,11 +187,39 @@ def _fitted(
     return history, facts
 
 
-def _accuracies(learner: Any, train: _Images, val: _Images) -> dict[str, float]:
-    """How often an image's own person has the nearest text: `train` photographs, and unseen ones."""
+def _no_layers(_epoch: int) -> None:
+    """Both towers stay closed."""
+
+
+def _stepper(
+    job: Job, settings: Stage3a, learner: PromptLearner, train: _Images
+) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
+    """From the indices of a batch to its loss terms, with the texts of all identities."""
+    ids = torch.arange(learner.ctx.shape[1], device=train.z.device)
+    scale, how = job.encoder.logit_scale, settings.similarity
+
+    def step(batch: np.ndarray) -> dict[str, torch.Tensor]:
+        at = torch.from_numpy(batch).to(train.z.device)
+        z, y = train.z[at], train.labels[at]
+        with job.fabric.autocast():
+            each = learner.each(unit=how == "cosine")
+        text = each.mean(dim=0)
+        terms = {
+            "i2t": cross_modal(z, text, y, ids, scale, 0.0, how),
+            "t2i": cross_modal(text, z, ids, y, scale, 0.0, how),
+        }
+        if settings.prompts > 1:
+            terms["diversity"] = learner.diversity(functional.normalize(each, dim=2))
+        return terms
+
+    return step
+
+
+def _accuracies(learner: Any, images: dict[str, _Images]) -> dict[str, float]:
+    """How often the text nearest to an image is its owner's, in each split that has images."""
     text = learner()
     return {
-        f"{name}_i2t": float(((told.z @ text.T).argmax(1) == told.labels).float().mean())
-        for name, told in (("train", train), ("val", val))
+        f"{split}_i2t": float(((told.z @ text.T).argmax(1) == told.labels).float().mean())
+        for split, told in images.items()
         if len(told.z)
     }

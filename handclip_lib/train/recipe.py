@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 
 from handclip_lib.data.augment import Augmenter, mix
 from handclip_lib.data.samplers import make_sampler, nearest_identities
@@ -22,17 +23,19 @@ def prepared(
     settings: Training, encoder: Encoder, num_ids: int, guide: Guide | None = None
 ) -> tuple[Criterion, Training]:
     """The losses of a stage with their heads, and the settings that count with these heads."""
-    dims, learn = encoder.dims, []
-    if guide is not None:
-        dims, learn = dims | guide.dims(dims["proj"]), list(guide.parameters())
+    dims = encoder.dims if guide is None else encoder.dims | guide.dims(encoder.dims["proj"])
     if guide is not None and not settings.losses:
         criterion = Criterion({}, dims, settings.loss_balance)  # texts alone teach
     else:
         criterion = build_loss(
             settings.losses, num_ids, dims, settings.loss_balance, settings.projection
         )
-    learn += criterion.parameters()
-    if settings.head_epochs and not any(w.requires_grad for w in learn):
+    if settings.projection and criterion.head is None:
+        print(
+            f"projection {settings.projection}: none of these losses is on `head`, so there is none"
+        )
+    beside = nn.ModuleList(part for part in (criterion, guide, encoder.adapter) if part is not None)
+    if settings.head_epochs and not any(w.requires_grad for w in beside.parameters()):
         print("these losses have no heads that could learn first; the tower learns at once")
         settings = settings.model_copy(update={"head_epochs": 0})
     return criterion, settings

@@ -11,6 +11,7 @@ from handclip_lib.data.atomic import write_whole
 from handclip_lib.device import make_fabric, seed_step
 from handclip_lib.models.adapters import adapt
 from handclip_lib.models.checkpoint import load_weights, read_checkpoint
+from handclip_lib.models.prompts import attribute_words
 from handclip_lib.models.promptsg import Composer
 from handclip_lib.params import ParamError, loss_variants, resolve
 from handclip_lib.schema import Params
@@ -165,7 +166,9 @@ def stage3b(
     job = _job(name, settings, p, start, table, manifest, folder)
     seed_step(p.seed, 0)
     view = settings.adapt.view
-    views = () if view == "none" else sorted(map(str, column_of(table, view).unique()))
+    if view != "none" and view not in table:
+        raise ParamError(f"{name}: adapt.view {view} needs this column; the data has none")
+    views = () if view == "none" else sorted(map(str, table[view].dropna().unique()))
     adapt(job.encoder, settings.adapt, views)
     return train(replace(job, guide=_guide(job, settings, learnt)))
 
@@ -185,7 +188,7 @@ def _guide(job: Job, settings: Stage3b, learnt: Learnt | None) -> Guide | None:
         return Guide(settings, scale, learnt.bank, torch.arange(len(learnt.bank)))
     people = people_of(job)
     numbers = [f"person {pid}" for pid in people.index]
-    words = descriptions(people) if settings.text == "attributes" else numbers
+    words = attribute_words(people) if settings.text == "attributes" else numbers
     texts = [template.replace("{person}", word) for word in words]
     return Guide(settings, scale, *bank_of(job.encoder, texts))
 

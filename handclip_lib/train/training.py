@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
+from handclip_lib.models.adapters import merge_lora
 from handclip_lib.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from handclip_lib.models.lora import merge_lora
 from handclip_lib.train.fit import clear, fit, read_history
 from handclip_lib.train.guide import check_guide
 from handclip_lib.train.job import Job, Trained, check_start
@@ -28,6 +28,7 @@ def train(job: Job) -> Trained:
         held = read_checkpoint(path) if path.is_file() else None
         if held and held["key"] == key:
             print(f"{job.name}: trained before, by the same parameters, data and code: {path}")
+            merge_lora(job.encoder)  # as it was kept
             load_weights(job.encoder, path)
             if job.guide is not None:
                 job.guide.load_state_dict(held["guide"])
