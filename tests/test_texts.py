@@ -86,9 +86,8 @@ def test_words_of_other_identities_or_slots_are_refused(words):
         texts.words_table(words, ["7", "9"])
 
 
-def test_costs_are_of_the_whole_tower():
-    facts = {"trained": 147_456, "tower": 86_192_640, "seconds": 12.34, "chosen_epoch": 4}
-    table = texts.cost_table({"prompts": facts, "zero_shot": facts | {"chosen_epoch": None}})
-    assert table.index.tolist() == ["prompts", "zero_shot"]
+def test_cost_table():
+    facts = {"trained_parameters": 147_456, "seconds": 12.34, "chosen_epoch": 4}
+    table = texts.cost_table({"prompts": facts}, 86_192_640)
+    assert table.index.tolist() == ["prompts"]
     assert table.loc["prompts"].tolist() == ["147,456", "0.17", "12.3", "4"]
-    assert table.loc["zero_shot", "chosen epoch"] == "–"

@@ -21,6 +21,8 @@ from handclip_lib.report.canvas import (
 _NOT_DRAWN = ("variant", "epoch", "step", "select_rank1")
 # Column -> (title, whether it is a share of 0 to 1). What is not named here is a loss.
 _SCORES = {
+    "train_i2t": ("nearest text is the owner's (train)", True),
+    "val_i2t": ("nearest text is the owner's (val)", True),
     "val_accuracy": ("accuracy, known persons (val)", True),
     "select_map": ("mAP, held-out persons (select)", True),
 }

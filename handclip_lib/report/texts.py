@@ -91,19 +91,18 @@ def words_table(words: Sequence[Sequence[Sequence[str]]], labels: Sequence[str])
     return pd.DataFrame(rows, pd.Index(labels, name="identity"), columns)
 
 
-def cost_table(facts: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def cost_table(facts: Mapping[str, Mapping[str, Any]], tower: int) -> pd.DataFrame:
     """A row a method: what it trained, what that is of the image tower, how long, to which epoch.
 
-    facts: {method: {"trained": parameters that learnt, "tower": parameters of the whole image
-    tower, "seconds", "chosen_epoch"}}; None for the epoch shows a dash. More than 100 % is
-    possible: heads and inversion networks are no part of the tower.
+    facts: {method: those of `train.job.Trained`}; tower: parameters of the whole image tower. More
+    than 100 % is possible: heads and inversion networks are no part of the tower.
     """
     rows = {
         name: {
-            "trained parameters": f"{told['trained']:,}",
-            "of the image tower (%)": f"{100 * told['trained'] / told['tower']:.2f}",
+            "trained parameters": f"{told['trained_parameters']:,}",
+            "of the image tower (%)": f"{100 * told['trained_parameters'] / tower:.2f}",
             "seconds": f"{told['seconds']:.1f}",
-            "chosen epoch": "–" if told["chosen_epoch"] is None else f"{told['chosen_epoch']}",
+            "chosen epoch": str(told["chosen_epoch"]),
         }
         for name, told in facts.items()
     }

@@ -124,7 +124,11 @@ def people_of(job: Job) -> pd.DataFrame:
     """
     names = job.manifest.loc[job.manifest["split"] == "train", "image"]
     rows = job.table[job.table["image"].isin(names)]
-    return rows.groupby("pid").agg(lambda values: values.mode(dropna=False).iloc[0])
+    return rows.groupby("pid").agg(_commonest)
+
+
+def _commonest(values: "pd.Series[Any]") -> Any:
+    return values.mode(dropna=False).iloc[0]
 
 
 def _features(job: Job, split: str, pids: tuple[int, ...]) -> _Images:

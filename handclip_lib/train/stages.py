@@ -11,6 +11,7 @@ from handclip_lib.data.atomic import write_whole
 from handclip_lib.device import make_fabric, seed_step
 from handclip_lib.models.adapters import adapt
 from handclip_lib.models.checkpoint import load_weights, read_checkpoint
+from handclip_lib.models.clip import Encoder
 from handclip_lib.models.prompts import attribute_words
 from handclip_lib.models.promptsg import Composer
 from handclip_lib.params import ParamError, loss_variants, resolve
@@ -25,6 +26,7 @@ __all__ = [
     "Learnt",
     "Trained",
     "best_stage2",
+    "encoder_from",
     "stage1",
     "stage1_weights",
     "stage2",
@@ -93,6 +95,13 @@ def stage2(
         own = "_".join(filter(None, words)) + ".pth"
         write_whole(target / own, trained.checkpoint.read_bytes())
     return trained
+
+
+def encoder_from(p: Params, path: Path) -> Encoder:
+    """The study's encoder with the weights of a file."""
+    encoder = study_encoder(p)
+    load_weights(encoder, path)
+    return encoder
 
 
 def best_stage2(
@@ -232,8 +241,6 @@ def _job(
     folder: Path,
 ) -> Job:
     """A training of the study's tower, filled from `start` where there is one."""
-    encoder = study_encoder(p)
-    if start is not None:
-        load_weights(encoder, start)
+    encoder = study_encoder(p) if start is None else encoder_from(p, start)
     fabric = make_fabric(p, training=True)
     return Job(name, settings, p, encoder, table, manifest, fabric, folder, start)
