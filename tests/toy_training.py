@@ -111,7 +111,13 @@ def small_towers(folder: Path) -> None:
     """`toy-vit` and `toy-rn` of 32 pixels, among the architectures that open_clip knows."""
     text = {"width": 32, "heads": 2, "layers": 1, "context_length": 77, "vocab_size": 49408}
     vit = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
-    rn = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "patch_size": None}
+    rn = {
+        "image_size": 32,
+        "layers": [1, 1, 1, 1],
+        "width": 8,
+        "head_width": 32,
+        "patch_size": None,
+    }
     for name, vision in (("toy-vit", vit), ("toy-rn", rn)):
         told = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
         (folder / f"{name}.json").write_text(json.dumps(told))
