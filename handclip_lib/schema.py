@@ -136,7 +136,7 @@ class Params(Node):
 
 def _told(value: Any) -> str:
     """A value as a table shows it: of losses only what was said about them."""
-    if not isinstance(value, tuple):
+    if not isinstance(value, tuple | list):
         return str(value)
     shown = []
     for one in value:

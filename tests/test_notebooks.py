@@ -172,7 +172,9 @@ def test_the_baseline_of_stage2_trains_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.notebook
-@pytest.mark.parametrize("name", ["01_baseline", "02_stage1", "03_stage2_losses"])
+@pytest.mark.parametrize(
+    "name", ["01_baseline", "02_stage1", "03_stage2_losses", "04_prompt_learning"]
+)
 @pytest.mark.parametrize("tower", ["ViT-B-16-quickgelu", "RN50-quickgelu", "tiny_rn"])
 def test_other_towers(tower: str, name: str, tmp_path: Path) -> None:
     """Full-size towers with random weights, and the small ResNet with its own."""
@@ -190,6 +192,11 @@ def test_other_towers(tower: str, name: str, tmp_path: Path) -> None:
         "stage1.batch_size": "4",
         "stage2.epochs": "1",
         "stage2.batch_size": "8",
+        "stage2.variants": "[ce]",
+        "stage3a.epochs": "1",
+        "stage3b.epochs": "1",
+        "stage3b.batch_size": "8",
+        "stage3b.variants": "[clip_reid, promptsg, lora]",
     }
     told = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
     told += ["--tag", "big"]

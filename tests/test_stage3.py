@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import toy_training as toy
+import toy_hands as toy
 from PIL import Image
 
 from handclip_lib import params
@@ -282,6 +282,7 @@ def test_another_seed_gives_other_prompts_of_the_same_tower(learn, tmp_path):
     start = start_file(tmp_path)
     one, two = (learn(f"seed{seed}", start=start, seed=seed) for seed in (0, 1))
     assert torch.equal(one.images, two.images)
+    assert not torch.allclose(one.before, two.before, atol=1e-3)
     assert not torch.allclose(one.prompts.ctx, two.prompts.ctx)
     assert not one.history["i2t"].equals(two.history["i2t"])
 
@@ -450,6 +451,7 @@ def test_a_camera_is_told_where_it_is_known(tune, table):
     adapter = one.encoder.adapter
     assert adapter is not None and adapter.views == ("a", "b") and adapter.sie is not None
     assert (adapter.sie.abs().amax(dim=1) > 0).all(), "both cameras were trained with"
+    assert (adapter.sie[0] - adapter.sie[1]).abs().max() > 1e-4, "each by its own photographs"
     with pytest.raises(ParamError, match=r"adapt.view camera needs this column"):
         tune("none", table.drop(columns="camera"), **VARIANTS["camera"][0])
 

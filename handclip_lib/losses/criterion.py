@@ -16,9 +16,9 @@ from handclip_lib.losses.guards import MarginGuard, PairGuard, TripletGuard
 from handclip_lib.losses.term import Term
 from handclip_lib.models import heads
 from handclip_lib.models.towers import Features
-from handclip_lib.params import ParamError, loss_variants
+from handclip_lib.params import ParamError, guided_variants, loss_variants
 from handclip_lib.schema import Params
-from handclip_lib.schema_train import LossSpec
+from handclip_lib.schema_train import LossSpec, Training
 
 _BASES = ("penult", "pool", "proj")
 _TRIED = 8  # width of features, where a list is built for its errors alone
@@ -64,10 +64,18 @@ def check_lists(p: Params) -> None:
     lists |= {f"stage2, variant {name}": told for name, told in loss_variants(p).items()}
     for where, losses in lists.items():
         stage = p.stage1 if where == "stage1" else p.stage2
-        try:
-            build_loss(losses, 2, _TRIED, stage.loss_balance, stage.projection)
-        except ParamError as error:
-            raise ParamError(f"{where}: {error}") from None
+        _try(where, losses, stage, _BASES)
+    for name, told in guided_variants(p).items():
+        if told.losses or told.text == "none":
+            further = ("fused",) if told.text == "pseudo" and told.interact else ()
+            _try(f"stage3b, variant {name}", told.losses, told, (*_BASES, *further))
+
+
+def _try(where: str, losses: Sequence[LossSpec], stage: Training, names: Sequence[str]) -> None:
+    try:
+        build_loss(losses, 2, dict.fromkeys(names, _TRIED), stage.loss_balance, stage.projection)
+    except ParamError as error:
+        raise ParamError(f"{where}: {error}") from None
 
 
 class Criterion(nn.Module):
