@@ -60,7 +60,9 @@ def test_every_study_builds(study: str, tag: str) -> None:
 
 
 def test_no_two_files_of_params_share_a_name() -> None:
-    files = [f.stem for f in (params.ROOT / "params").rglob("*.yaml") if f.parent.name != "losses"]
+    parts = ("losses", "guided")
+    found = (params.ROOT / "params").rglob("*.yaml")
+    files = [f.stem for f in found if f.parent.name not in parts]
     assert len(files) == len(set(files)) and set(files) == {study for study, _ in STUDIES}
 
 
@@ -78,7 +80,46 @@ def test_the_ablations_that_were_asked_for_are_there_and_name_their_notebooks() 
     for file in folder.glob("*.yaml"):
         told = params.read_study(str(file))
         assert told.sweep and told.notebooks
-        assert set(told.notebooks) <= {"02_stage1", "03_stage2_losses"}
+        assert set(told.notebooks) <= {"02_stage1", "03_stage2_losses", "04_prompt_learning"}
+
+
+def test_every_way_to_guide_is_a_file_that_builds() -> None:
+    files = sorted((params.ROOT / "params" / "guided").glob("*.yaml"))
+    names = [file.stem for file in files]
+    asked = {
+        "clip_reid",
+        "no_text",
+        "promptsg",
+        "clip_handid",
+        "vpt",
+        "lora",
+        "contrastive",
+        "number",
+    }
+    assert asked <= set(names)
+    told = params.guided_variants(load(overrides={"stage3b.variants": names}))
+    assert list(told) == names and len({str(t) for t in told.values()}) == len(names)
+    for file in files:
+        assert file.read_text().startswith("# "), f"{file.stem}: its first line says what it is"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (["vptt"], r"no guided 'vptt'; did you mean 'vpt'\?"),
+        ({"x": {"adapt.promts": 3}}, r"variant x: unknown parameter 'stage3b.adapt.promts'; did"),
+        ({"x": {"lr": "a"}}, r"variant x: stage3b.lr: .*valid number"),
+        ({"x/y": {}}, r"stage3b.variants: 'x/y' becomes part of file names"),
+    ],
+)
+def test_a_wrong_way_to_guide_is_said_at_once(told: object, words: str) -> None:
+    with pytest.raises(params.ParamError, match=words):
+        load(overrides={"stage3b.variants": told})
+
+
+def test_variants_that_are_told_replace_those_of_the_study() -> None:
+    told = load(study="smoke", overrides={"stage3b.variants": {"mine": {"text": "none"}}})
+    assert list(params.guided_variants(told)) == ["mine"]
 
 
 def test_the_ablations_follow_the_demo() -> None:

@@ -89,20 +89,28 @@ class Guide(nn.Module):
 
     def dims(self, width: int) -> dict[str, int]:
         """Width of each further feature in a joint space of this width."""
-        interacts = self.composer is not None and self.composer.interaction is not None
-        return {FUSED: width} if interacts else {}
+        return {FUSED: width} if self.composes else {}
+
+    @property
+    def composes(self) -> bool:
+        """Whether it adds a feature that an image's text helped to make."""
+        return self.composer is not None and self.composer.interaction is not None
 
 
-def bank_of(encoder: Encoder, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """((U, E) unit features of the distinct texts, (C,) which of them each text is).
+def bank_of(
+    encoder: Encoder, texts: Sequence[str], unit: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """((U, E) features of the distinct texts, (C,) which of them each text is).
 
-    Raises ValueError where all texts are the same: nothing could be learnt from them.
+    unit: rows of length 1. Raises ValueError where all texts are the same: nothing could be learnt
+    from them.
     """
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < 2:
         raise ValueError(f"all {len(texts)} identities have one text, '{distinct[0]}'")
     with torch.no_grad():
-        z = functional.normalize(encoder.encode_text(distinct).float(), dim=1)
+        z = encoder.encode_text(distinct).float()
+    z = functional.normalize(z, dim=1) if unit else z
     return z.cpu(), torch.tensor([distinct.index(text) for text in texts])
 
 

@@ -199,7 +199,7 @@ def _guide(job: Job, settings: Stage3b, learnt: Learnt | None) -> Guide | None:
     numbers = [f"person {pid}" for pid in people.index]
     words = attribute_words(people) if settings.text == "attributes" else numbers
     texts = [template.replace("{person}", word) for word in words]
-    return Guide(settings, scale, *bank_of(job.encoder, texts))
+    return Guide(settings, scale, *bank_of(job.encoder, texts, settings.similarity == "cosine"))
 
 
 def _stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Job:
