@@ -110,6 +110,8 @@ def guided_variants(p: Params) -> dict[str, Stage3b]:
     usual = p.stage3b.model_dump(exclude={"variants"})
     found = {}
     for name, told in (p.stage3b.variants or {"stage3b": {}}).items():
+        if "variants" in told:
+            raise ParamError(f"variant {name}: stage3b.variants has no variants of its own")
         tree = deepcopy(usual)
         layer(tree, nested(told), f"stage3b.variants.{name}")
         try:

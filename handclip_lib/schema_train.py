@@ -1,4 +1,4 @@
-"""How an encoder is trained: what stages 1 and 2 share, and where their defaults differ."""
+"""How an encoder is trained: what the stages share, and where their defaults differ."""
 
 from typing import Annotated, Any, Literal
 
@@ -53,16 +53,14 @@ class Gradual(Node):
     every: Count = 5  # epochs until the next deeper one opens
 
 
-class Training(Node):
-    """What every stage is told; lr is that of the tower's last layers."""
+class Loop(Node):
+    """What every training is told; lr is that of the tower's last layers, where it learns."""
 
     epochs: Count = 60
     batch_size: Annotated[int, BeforeValidator(no_bool), Field(ge=2)] = 64
     lr: Rate = 1e-5
-    head_lr: Rate = 10.0  # times lr, for necks, classifiers, heads and proxies
     optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: Amount = 0.05  # not on one-dimensional parameters and tables
-    layer_decay: Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1)] = 0.75
     schedule: Literal["cosine", "one_cycle", "multistep", "constant"] = "cosine"
     warmup: Share = 0.1  # of all steps, linear
     milestones: tuple[Share, ...] = (0.5, 0.83)  # of all steps (multistep)
@@ -73,21 +71,32 @@ class Training(Node):
     ema: Annotated[float, BeforeValidator(no_bool), Field(ge=0, lt=1)] = 0.0  # decay; 0 is off
     patience: Whole = 0  # validations without improvement before training ends; 0 is off
     validate_every: Count = 1  # epochs
+    sampler: Sampler = Sampler()
+    save_seconds: Amount = 60.0  # between two files that a killed run goes on from
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Loop":
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: {self.milestones} do not rise")
+        return self
+
+
+class Training(Loop):
+    """What a training of the image tower is told besides."""
+
+    head_lr: Rate = 10.0  # times lr, for necks, classifiers, heads and proxies
+    layer_decay: Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1)] = 0.75
     head_epochs: Whole = 0  # at first only heads learn (LP-FT, Kumar et al. 2022)
     unfreeze_blocks: Whole | None = None  # of the image tower, from its end; None: all of it
     gradual: Gradual | None = None
     freeze_bn: bool = False  # the tower's BatchNorms keep their statistics
-    sampler: Sampler = Sampler()
     losses: tuple[LossSpec, ...] = (LossSpec(type="cross_entropy"),)
     loss_balance: Literal["fixed", "uncertainty", "ema"] = "fixed"
     projection: Whole = 0  # width of an auxiliary head on proj, for losses on `head`; 0: none
     augment: Augment = Augment()
-    save_seconds: Amount = 60.0  # between two files that a killed run goes on from
 
     @model_validator(mode="after")
-    def _sensible(self) -> "Training":
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones: {self.milestones} do not rise")
+    def _one_way_to_open(self) -> "Training":
         if self.gradual and self.unfreeze_blocks is not None:
             raise ValueError("gradual and unfreeze_blocks exclude each other: set one to null")
         return self
@@ -114,7 +123,10 @@ class Stage2(Training):
 
 
 class Adapt(Node):
-    """What is put on a frozen or a training image tower; nothing of it acts at the start."""
+    """What is put on an image tower, frozen or training.
+
+    Side information and LoRA change nothing at the start; prompts and overlapping patches do.
+    """
 
     view: Literal["none", "aspect", "camera"] = "none"  # side information (SIE), by this column
     view_scale: Amount = 1.0
@@ -125,18 +137,16 @@ class Adapt(Node):
     stride: Count | None = None  # of the patches; less than their size: they overlap (OLP)
 
 
-class Stage3a(Training):
+class Stage3a(Loop):
     """Learned prompts: both towers frozen, the image features computed once."""
 
     epochs: Count = 120
     lr: Rate = 3.5e-4
-    head_lr: Rate = 1.0
     optimizer: Literal["adamw", "adam"] = "adam"
     weight_decay: Amount = 1e-4
     warmup: Share = 0.04
     min_lr: Amount = 1e-6
-    losses: tuple[LossSpec, ...] = ()  # none but those between images and texts
-    start: Literal["pretrained", "stage1"] = "pretrained"  # of all of stage 3
+    start: Literal["pretrained", "stage1"] = "pretrained"  # of all of stage 3, 3b included
     n_ctx: Count = 4
     template: str = "a photo of a {person} {aspect} hand."
     words: tuple[str, ...] = ("person",)  # of init words
@@ -171,3 +181,16 @@ class Stage3b(Training):
     adapt: Adapt = Adapt()
     # By name: files of params/guided/, or what differs from these settings, written here
     variants: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _can_teach(self) -> "Stage3b":
+        silent = not (self.i2t or self.t2i)
+        if self.text == "none" and not self.losses:
+            raise ValueError("text none and no losses: nothing would be learnt")
+        if self.text != "none" and silent and not (self.interact and self.losses):
+            raise ValueError("i2t and t2i are both 0; without texts it is text: none")
+        if self.interact and self.text != "pseudo":
+            raise ValueError("interact is for text: pseudo, where each image has a text")
+        if self.text not in ("none", "prompts") and "{person}" not in self.template:
+            raise ValueError(f"template '{self.template}' has no {{person}}")
+        return self

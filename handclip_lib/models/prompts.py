@@ -185,7 +185,7 @@ def attribute_words(people: pd.DataFrame) -> list[str]:
     missing = [name for name in _COLUMNS if name not in people.columns]
     if missing:
         raise ValueError(
-            f"init: attributes needs the columns {', '.join(missing)} of the metadata;"
+            f"words for persons (attributes) need the columns {', '.join(missing)} of the metadata;"
             f" there are {', '.join(map(str, people.columns))}"
         )
     rows = zip(*(people[name] for name in _COLUMNS), strict=True)

@@ -103,17 +103,19 @@ class Composer(nn.Module):
     """Writes each image's pseudo-word into a prompt and encodes it with the frozen text tower.
 
     template: with `{person}`, where the pseudo-word goes; style: of the inversion network;
-    interact: whether the text then looks at the image's places. Only `inversion` and `interaction`
-    are its parameters: the encoder's towers are looked at and stay the encoder's.
+    interact: whether the text then looks at the image's places; unit: texts of length 1. Only
+    `inversion` and `interaction` are its parameters: the towers stay the encoder's.
     """
 
     slots: torch.Tensor
     tokens: torch.Tensor
     plain: torch.Tensor
 
-    def __init__(self, encoder: Encoder, template: str, style: Style, interact: bool) -> None:
+    def __init__(
+        self, encoder: Encoder, template: str, style: Style, interact: bool, unit: bool = True
+    ) -> None:
         super().__init__()
-        self.tower = TextTower(encoder)
+        self.tower, self.unit = TextTower(encoder), unit
         width = encoder.dims["proj"]
         self.inversion = Inversion(width, self.tower.width, self.tower.typical_norm, style)
         self.interaction = Interaction(width) if interact else None
@@ -128,7 +130,7 @@ class Composer(nn.Module):
     def forward(
         self, features: Features, composed: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Of B images: unit text features (B, E), and what their texts found in them (B, E), raw.
+        """Of B images: text features (B, E), and what their texts found in them (B, E), raw.
 
         The second is None without interaction. composed: False for one text of all images, with
         the word `person` (PromptSG's faster inference). Gradient flows through the text tower.
@@ -140,13 +142,16 @@ class Composer(nn.Module):
         return text, self.interaction(text, self.joint(features))
 
     def fixed(self) -> torch.Tensor:
-        """(1, E) unit text feature of the template with the word `person`."""
+        """(1, E) text feature of the template with the word `person`."""
         embedded = self.tower.embed(self.plain)
-        return functional.normalize(self.tower.encode(embedded, self.tower.end(self.plain)), dim=1)
+        return self._scaled(self.tower.encode(embedded, self.tower.end(self.plain)))
+
+    def _scaled(self, text: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(text, dim=1) if self.unit else text
 
     def _compose(self, proj: torch.Tensor) -> torch.Tensor:
         words = self.inversion(proj)  # (B, W)
         embedded = self.tower.embed(self.tokens[None]).repeat(len(words), 1, 1)  # (B, L, W)
         embedded[:, self.slots] = words[:, None].to(embedded.dtype)
         ends = torch.full((len(words),), self.end, device=words.device)
-        return functional.normalize(self.tower.encode(embedded, ends), dim=1)
+        return self._scaled(self.tower.encode(embedded, ends))

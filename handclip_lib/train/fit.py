@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from handclip_lib.device import seed_step
-from handclip_lib.schema_train import Training
+from handclip_lib.schema_train import Loop
 from handclip_lib.train.history import FILE, read_history, write_history
 from handclip_lib.train.optim import Schedule, check_optimizer
 from handclip_lib.train.resume import read_state, remove_files, remove_parts, write_state
@@ -41,7 +41,8 @@ class Recipe:
     mode, opens and closes layers; diagnostics: scalars of the last step that are logged only;
     validate: scores a learner in eval mode (the averaged one under EMA), or None; select: the score
     that chooses the weights, higher is better, or "" for the last ones; key: fingerprint of all
-    that decides the result; seed: of every random draw.
+    that decides the result; seed: of every random draw; closed: epochs at first in which nothing
+    that is scored learns, and which try nobody's patience.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Recipe:
     select: str
     key: str
     seed: int
+    closed: int = 0
 
 
 @dataclass
@@ -74,7 +76,7 @@ class _Progress:
 @dataclass
 class _Run:
     recipe: Recipe
-    settings: Training
+    settings: Loop
     fabric: lf.Fabric
     folder: Path
     learner: nn.Module  # itself, unwrapped
@@ -98,7 +100,7 @@ class _Run:
         return self.folder / "checkpoints" / f"{self.recipe.name}.{kind}.pt"
 
 
-def fit(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> pd.DataFrame:
+def fit(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> pd.DataFrame:
     """Train; returns the history, a row an epoch. The learner then holds the chosen weights.
 
     Columns: `variant`, `epoch`, `step` (of the optimiser), `lr` (of the tower's last layers),
@@ -135,7 +137,7 @@ def clear(folder: Path, name: str) -> None:
     remove_files(*(folder / "checkpoints" / f"{name}.{kind}.pt" for kind in ("best", "resume")))
 
 
-def _start(recipe: Recipe, settings: Training, fabric: lf.Fabric, folder: Path) -> _Run:
+def _start(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> _Run:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     learner: Any = recipe.learner
     optimizer: Any = recipe.optimizer
@@ -227,7 +229,7 @@ def _validate(run: _Run) -> dict[str, float]:
         score = scores[recipe.select]
         if not math.isfinite(score):
             raise FloatingPointError(f"{recipe.name}: {recipe.select} is {score}")
-        if at.epoch > run.settings.head_epochs:  # before, the tower is closed and can't improve
+        if at.epoch > recipe.closed:  # before, it can't improve
             at.worse = 0 if score > at.best else at.worse + 1
         if score >= at.best:  # of equals the later one: it has learnt for longer
             at.best, at.best_epoch = score, at.epoch

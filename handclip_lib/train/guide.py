@@ -54,8 +54,9 @@ class Guide(nn.Module):
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """({further feature: (B, E)}, {loss: unweighted scalar}) of a batch with labels (B,).
 
-        i2t compares each image with all texts, t2i each text of the batch with all its images;
-        clean: the first so many rows are not mixed, and only these have an identity.
+        i2t compares each image with all texts of the bank, else with those of the batch; t2i each
+        text with the images of the batch; clean: the first so many rows are not mixed, and only
+        these have an identity. Smoothing is of i2t over a bank.
         """
         more, text = self._texts(features)
         y = labels[:clean]
@@ -107,7 +108,10 @@ def bank_of(
     """
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < 2:
-        raise ValueError(f"all {len(texts)} identities have one text, '{distinct[0]}'")
+        raise ValueError(
+            f"all {len(texts)} identities have one text, '{distinct[0]}': nothing can be learnt"
+            " from it; take persons who differ in it, or text: prompts"
+        )
     with torch.no_grad():
         z = encoder.encode_text(distinct).float()
     z = functional.normalize(z, dim=1) if unit else z
@@ -127,6 +131,7 @@ def check_guide(guide: Guide, dims: Mapping[str, int], num_ids: int) -> None:
     made["proj"].requires_grad_()
     told = Features(made["penult"], made["pool"], made["proj"], tokens, (2, 2))
     modes = [(part, part.training) for part in guide.modules()]
+    state = {name: value.clone() for name, value in guide.state_dict().items()}
     _, terms = guide.train()(told, labels)
     learns = [w for w in guide.parameters() if w.requires_grad]
     for name, term in terms.items():
@@ -137,6 +142,7 @@ def check_guide(guide: Guide, dims: Mapping[str, int], num_ids: int) -> None:
             raise RuntimeError(f"loss {name} gives no gradient to proj")
         if learns and not any(g is not None and g.abs().sum() > 0 for g in grads[1:]):
             raise RuntimeError(f"loss {name} gives no gradient to what makes the texts")
+    guide.load_state_dict(state)  # statistics of BatchNorms have moved
     for part, training in modes:
         part.training = training
 
@@ -149,11 +155,16 @@ def composed(
     images: Sequence[str],
     fabric: lf.Fabric,
     size: int = 64,
+    own: bool = True,
 ) -> np.ndarray:
-    """(N, E) features that each image's own text helped to make (PromptSG's inference with it).
+    """(N, E) unit features of images, each fused with a text by the interaction.
 
-    No label is asked for, and no other image matters. Raises ValueError on a guide that makes none.
+    own: with the image's own composed text, else with one fixed text for all (PromptSG's two ways
+    of inference). No label is asked for, and no other image matters. Raises ValueError on a guide
+    that makes none.
     """
+    if guide.composer is None or not guide.composes:
+        raise ValueError("this guide composes no feature: set interact")
     fabric.to_device(encoder)
     fabric.to_device(guide)
     parts = []
@@ -164,8 +175,7 @@ def composed(
             codes = encoder.codes_of(store.table.iloc[store.rows(names)])
             with fabric.autocast():
                 pixels = encoder.preprocess.normalise(pixels)
-                more = guide.more(encoder.features(pixels, codes))
-            if FUSED not in more:
-                raise ValueError("this guide composes no feature: set interact")
-            parts.append(more[FUSED].float().cpu().numpy())
+                told = encoder.features(pixels, codes)
+                _, fused = guide.composer(told, composed=own)
+            parts.append(functional.normalize(fused.float(), dim=1).cpu().numpy())
     return np.concatenate(parts)

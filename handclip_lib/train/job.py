@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import lightning_fabric as lf
 import pandas as pd
@@ -22,7 +22,7 @@ from handclip_lib.models.checkpoint import (
 )
 from handclip_lib.models.clip import Encoder, encoder_of, sha256_of
 from handclip_lib.schema import Params
-from handclip_lib.schema_train import Training
+from handclip_lib.schema_train import Loop
 from handclip_lib.train.guide import Guide
 
 # What decides trained weights: the kit's files, and what computes beneath them
@@ -32,6 +32,9 @@ _CODE = (
 )
 _NOT_LEARNT = {"save_seconds", "variant", "resume_from", "variants", "save_dir"}
 _PACKAGES = ("torch", "open_clip_torch", "timm", "kornia", "pytorch-metric-learning")
+
+
+Settings = TypeVar("Settings", bound=Loop)
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[Settings]):
     """One training: what, with what, on what, and where its files go."""
 
     name: str
-    settings: Training
+    settings: Settings
     p: Params
     encoder: Encoder
     table: pd.DataFrame
@@ -107,7 +110,7 @@ def study_encoder(p: Params) -> Encoder:
     return encoder_of(p.model)
 
 
-def check_start(job: Job) -> dict[str, list[int]]:
+def check_start(job: Job[Any]) -> dict[str, list[int]]:
     """Persons that the weights have been taught when the job is done, by data set.
 
     Raises SplitError that names the persons, where the weights it starts from were taught persons

@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler
 from handclip_lib.models.adapters import adapter_parameters
 from handclip_lib.models.clip import Encoder
 from handclip_lib.models.lora import is_lora
-from handclip_lib.schema_train import Training
+from handclip_lib.schema_train import Loop, Training
 
 HEADS = "heads"
 ADAPTER = "adapter"
@@ -133,7 +133,7 @@ class Schedule:
     cosine and one_cycle end at min_lr; multistep multiplies by gamma at each milestone.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: Loop, steps: int) -> None:
         self.optimizer, self.steps = optimizer, steps
         self.curve = _curve(settings, steps)  # of a group whose rate is settings.lr
         self.ratios = [group["lr"] / settings.lr for group in optimizer.param_groups]
@@ -149,7 +149,7 @@ class Schedule:
         return lr
 
 
-def _curve(settings: Training, steps: int) -> list[float]:
+def _curve(settings: Loop, steps: int) -> list[float]:
     """Learning rate of each of `steps` steps, by the libraries' schedulers."""
     told = torch.optim.SGD([torch.zeros(1)], lr=settings.lr)
     lr, warmup, floor = (
@@ -180,7 +180,7 @@ def _curve(settings: Training, steps: int) -> list[float]:
 
 
 def _one_cycle(
-    told: torch.optim.Optimizer, settings: Training, steps: int, floor: float
+    told: torch.optim.Optimizer, settings: Loop, steps: int, floor: float
 ) -> list[float]:
     start = 25.0
     scheduler = lr_scheduler.OneCycleLR(

@@ -25,22 +25,22 @@ from handclip_lib.schema_train import Stage3a
 from handclip_lib.train.fit import Recipe, clear, fit, read_history
 from handclip_lib.train.job import Job
 
-NAME = "prompts"
-
 
 @dataclass(frozen=True)
 class Learnt:
-    """What stage 3a leaves. prompts: the learner, in eval mode; before, after: (C, E) unit text
-    features of the training persons at the start and as learnt; bank: the same as stage 3b wants
-    them (raw, where similarity is dot); pids: (C,) whose; images: (C, E) unit means of their image
-    features; history: a row an epoch; checkpoint: its file; facts: plain values, as those of
-    `Trained`, with `val_i2t`, accuracy on their unseen photographs.
+    """What stage 3a leaves.
+
+    prompts: the learner, in eval mode; before, after: (C, E) unit text features of the training
+    persons at the start and as learnt; raw: the same as learnt, not scaled; pids: (C,) whose;
+    images: (C, E) unit means of their image features; history: a row an epoch; checkpoint: its
+    file; facts: plain values, as those of `Trained`, with `val_i2t`, the accuracy on their unseen
+    photographs.
     """
 
     prompts: PromptLearner
     before: torch.Tensor
     after: torch.Tensor
-    bank: torch.Tensor
+    raw: torch.Tensor
     pids: tuple[int, ...]
     images: torch.Tensor
     history: pd.DataFrame
@@ -57,15 +57,13 @@ class _Images:
     aspects: np.ndarray
 
 
-def learn_prompts(job: Job) -> Learnt:
+def learn_prompts(job: Job[Stage3a]) -> Learnt:
     """Learn the prompts of the job's training persons; or take what was learnt before.
 
     The images pass their tower once, for features that are kept on disk: while prompts learn it is
     never called. CLIP-ReID's first stage, Li et al. 2023, arXiv:2211.13977, section 3.2, with unit
     features and CLIP's own, fixed logit scale.
     """
-    settings = job.settings
-    assert isinstance(settings, Stage3a)
     people = people_of(job)
     pids = tuple(map(int, people.index))
     images = {split: _features(job, split, pids) for split in ("train", "val")}
@@ -73,19 +71,18 @@ def learn_prompts(job: Job) -> Learnt:
     means = functional.normalize(member @ images["train"].z, dim=1)
     job.encoder.eval().requires_grad_(False)
     job.fabric.to_device(job.encoder)
-    learner = _learner(job, settings, people, means)
+    learner = _learner(job, people, means)
     with torch.no_grad():
         before = learner.eval()().cpu()
-    path, history, facts = _learnt(job, settings, learner, images, pids)
+    path, history, facts = _learnt(job, learner, images, pids)
     with torch.no_grad():
         after = learner.eval()().cpu()
-        bank = learner(unit=settings.similarity == "cosine").cpu()
-    return Learnt(learner, before, after, bank, pids, means.cpu(), history, path, facts)
+        raw = learner(unit=False).cpu()
+    return Learnt(learner, before, after, raw, pids, means.cpu(), history, path, facts)
 
 
 def _learnt(
-    job: Job,
-    settings: Stage3a,
+    job: Job[Stage3a],
     learner: PromptLearner,
     images: dict[str, _Images],
     pids: tuple[int, ...],
@@ -101,7 +98,7 @@ def _learnt(
             learner.load_state_dict(held["prompts"])
             return path, read_history(job.folder, job.name), held["facts"]
         began = time.monotonic()
-        history, facts = _fitted(job, settings, learner, images, key)
+        history, facts = _fitted(job, learner, images, key)
         facts["seconds"] = round(time.monotonic() - began, 2)
         state = {n: v.cpu() for n, v in learner.state_dict().items()}
         told = {"key": key, "pids": list(pids), "prompts": state, "facts": facts}
@@ -117,7 +114,7 @@ def prompt_template(template: str, aspect: str) -> str:
     return " ".join(template.replace("{aspect}", ASPECTS[aspect].words[0]).split())
 
 
-def people_of(job: Job) -> pd.DataFrame:
+def people_of(job: Job[Any]) -> pd.DataFrame:
     """A row of the table for each training person, by pid, rising: the commonest of its values.
 
     Only photographs of the training split are asked.
@@ -131,7 +128,7 @@ def _commonest(values: "pd.Series[Any]") -> Any:
     return values.mode(dropna=False).iloc[0]
 
 
-def _features(job: Job, split: str, pids: tuple[int, ...]) -> _Images:
+def _features(job: Job[Stage3a], split: str, pids: tuple[int, ...]) -> _Images:
     rows = job.manifest[(job.manifest["split"] == split) & job.manifest["pid"].isin(pids)]
     names = rows["image"].tolist()
     size, fabric = job.p.evaluation.batch_size, make_fabric(job.p)
@@ -141,9 +138,8 @@ def _features(job: Job, split: str, pids: tuple[int, ...]) -> _Images:
     return _Images(torch.from_numpy(z).to(device), labels.to(device), rows["aspect"].to_numpy())
 
 
-def _learner(
-    job: Job, settings: Stage3a, people: pd.DataFrame, means: torch.Tensor
-) -> PromptLearner:
+def _learner(job: Job[Stage3a], people: pd.DataFrame, means: torch.Tensor) -> PromptLearner:
+    settings = job.settings
     tower = TextTower(job.encoder)
     slots = find_slots(tower, prompt_template(settings.template, job.p.aspect), settings.n_ctx)
     start = start_vectors(settings.init, tower, slots, people, means, settings.words, job.p.seed)
@@ -155,8 +151,9 @@ def _learner(
 
 
 def _fitted(
-    job: Job, settings: Stage3a, learner: PromptLearner, images: dict[str, _Images], key: str
+    job: Job[Stage3a], learner: PromptLearner, images: dict[str, _Images], key: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
+    settings = job.settings
     train, seed = images["train"], job.p.seed
     labels = train.labels.cpu().numpy()
     sampler = make_sampler(settings.sampler, labels, train.aspects, settings.batch_size, seed)
@@ -167,7 +164,7 @@ def _fitted(
         name=job.name,
         learner=learner,
         optimizer=adam([learner.ctx], lr=settings.lr, weight_decay=settings.weight_decay),
-        step=_stepper(job, settings, learner, train),
+        step=_stepper(job, learner, train),
         weights=lambda: weights,
         batches=lambda epoch: sampler.batches(epoch, None),
         begin_epoch=_no_layers,
@@ -196,9 +193,10 @@ def _no_layers(_epoch: int) -> None:
 
 
 def _stepper(
-    job: Job, settings: Stage3a, learner: PromptLearner, train: _Images
+    job: Job[Stage3a], learner: PromptLearner, train: _Images
 ) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
     """From the indices of a batch to its loss terms, with the texts of all identities."""
+    settings = job.settings
     ids = torch.arange(learner.ctx.shape[1], device=train.z.device)
     scale, how = job.encoder.logit_scale, settings.similarity
 

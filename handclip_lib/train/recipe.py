@@ -42,7 +42,7 @@ def prepared(
 
 
 def make_recipe(
-    job: Job,
+    job: Job[Training],
     learner: Learner,
     data: Pictures,
     validate: Callable[[Learner], dict[str, float]] | None,
@@ -77,11 +77,12 @@ def make_recipe(
         select=select,
         key=key,
         seed=job.p.seed,
+        closed=0 if encoder.adapter is not None else settings.head_epochs,
     )
 
 
 def _stepper(
-    job: Job, learner: Learner, data: Pictures
+    job: Job[Training], learner: Learner, data: Pictures
 ) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
     """From the indices of a batch to its loss terms: augmented and, where asked, mixed."""
     settings, fabric = job.settings, job.fabric
@@ -123,7 +124,7 @@ def _unmixed(settings: Training, size: int) -> int:
     return first
 
 
-def _look_around(job: Job, learner: Learner, data: Pictures) -> None:
+def _look_around(job: Job[Training], learner: Learner, data: Pictures) -> None:
     """Which identities lie near each other by now, for batches of those that are confused."""
     z = encode(learner, data, job.encoder.preprocess, job.fabric, job.p.evaluation.batch_size)
     unit = retrieval_features({n: f.cpu().numpy() for n, f in z.items()}, job.p.evaluation.feature)

@@ -18,7 +18,7 @@ from handclip_lib.params import ParamError, loss_variants, resolve
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import LossSpec, Stage3b, Training
 from handclip_lib.train.guide import Guide, bank_of
-from handclip_lib.train.job import Job, Trained, study_encoder
+from handclip_lib.train.job import Job, Settings, Trained, study_encoder
 from handclip_lib.train.prompting import Learnt, learn_prompts, people_of, prompt_template
 from handclip_lib.train.training import train
 
@@ -172,37 +172,39 @@ def stage3b(
     guide the training alone: features of images never need them, nor a label. CLIP-ReID's second
     stage, Li et al. 2023, arXiv:2211.13977, section 3.3; PromptSG, Yang et al. 2024.
     """
-    job = _job(name, settings, p, start, table, manifest, folder)
+    job: Job[Training] = _job(name, settings, p, start, table, manifest, folder)
     seed_step(p.seed, 0)
     view = settings.adapt.view
     if view != "none" and view not in table:
         raise ParamError(f"{name}: adapt.view {view} needs this column; the data has none")
+    # Test photographs may show views that training has not: those keep the zero they start at
     views = () if view == "none" else sorted(map(str, table[view].dropna().unique()))
     adapt(job.encoder, settings.adapt, views)
     return train(replace(job, guide=_guide(job, settings, learnt)))
 
 
-def _guide(job: Job, settings: Stage3b, learnt: Learnt | None) -> Guide | None:
-    """What makes the texts of a job; None where no text is asked for."""
-    if settings.text == "none" or not (settings.i2t or settings.t2i or settings.text == "pseudo"):
-        return None
-    scale = job.encoder.logit_scale
+def _guide(job: Job[Training], settings: Stage3b, learnt: Learnt | None) -> Guide | None:
+    """What makes the texts of a job; None where none are asked for."""
+    scale, unit = job.encoder.logit_scale, settings.similarity == "cosine"
     template = prompt_template(settings.template, job.p.aspect)
+    if settings.text == "none":
+        return None
     if settings.text == "pseudo":
-        composer = Composer(job.encoder, template, settings.style, settings.interact)
+        composer = Composer(job.encoder, template, settings.style, settings.interact, unit)
         return Guide(settings, scale, composer=composer)
     if settings.text == "prompts":
         if learnt is None:
             raise ParamError(f"{job.name}: text prompts needs those of stage 3a")
-        return Guide(settings, scale, learnt.bank, torch.arange(len(learnt.bank)))
+        bank = learnt.after if unit else learnt.raw
+        return Guide(settings, scale, bank, torch.arange(len(bank)))
     people = people_of(job)
     numbers = [f"person {pid}" for pid in people.index]
     words = attribute_words(people) if settings.text == "attributes" else numbers
     texts = [template.replace("{person}", word) for word in words]
-    return Guide(settings, scale, *bank_of(job.encoder, texts, settings.similarity == "cosine"))
+    return Guide(settings, scale, *bank_of(job.encoder, texts, unit))
 
 
-def _stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Job:
+def _stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Job[Training]:
     return _job("stage1", p.stage1, p, None, table, manifest, folder)
 
 
@@ -214,12 +216,12 @@ def _stage2(
     table: pd.DataFrame,
     manifest: pd.DataFrame,
     folder: Path,
-) -> Job:
+) -> Job[Training]:
     settings = p.stage2.model_copy(update={"losses": tuple(losses)})
     return _job(name, settings, p, start, table, manifest, folder)
 
 
-def _home(job: Job, folders: Sequence[Path]) -> Path:
+def _home(job: Job[Training], folders: Sequence[Path]) -> Path:
     """Which of these folders holds what the job would make; else where it belongs.
 
     That is the last one, the study's own, unless that has other weights by this name.
@@ -233,13 +235,13 @@ def _home(job: Job, folders: Sequence[Path]) -> Path:
 
 def _job(
     name: str,
-    settings: Training,
+    settings: Settings,
     p: Params,
     start: Path | None,
     table: pd.DataFrame,
     manifest: pd.DataFrame,
     folder: Path,
-) -> Job:
+) -> Job[Settings]:
     """A training of the study's tower, filled from `start` where there is one."""
     encoder = study_encoder(p) if start is None else encoder_from(p, start)
     fabric = make_fabric(p, training=True)

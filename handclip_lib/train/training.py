@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from handclip_lib.models.adapters import merge_lora
 from handclip_lib.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from handclip_lib.schema_train import Training
 from handclip_lib.train.fit import clear, fit, read_history
 from handclip_lib.train.guide import check_guide
 from handclip_lib.train.job import Job, Trained, check_start
@@ -18,7 +19,7 @@ from handclip_lib.train.recipe import make_recipe, prepared
 from handclip_lib.train.selection import scorer
 
 
-def train(job: Job) -> Trained:
+def train(job: Job[Training]) -> Trained:
     """Train, or take what was trained before with the same key; leaves checkpoints/<name>.pth."""
     folder = job.folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def train(job: Job) -> Trained:
     return Trained(job.encoder.eval(), history, path, facts, job.guide)
 
 
-def _fitted(job: Job, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _fitted(job: Job[Training], key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train the job's encoder; its history and facts."""
     fabric, store = job.fabric, job.store
     people = sorted(job.manifest.loc[job.manifest["split"] == "train", "pid"].unique())
@@ -58,6 +59,7 @@ def _fitted(job: Job, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     check_losses(criterion, job.dims, len(classes))
     if job.guide is not None:
         check_guide(job.guide, job.dims, len(classes))
+    fabric.to_device(job.encoder)  # its texts, too
     learner = Learner(job.encoder, criterion, len(classes), job.p.device.compile, job.guide)
     fabric.to_device(learner)
     if criterion.has_centers:
