@@ -165,6 +165,7 @@ class Stage3b(Training):
     weight_decay: Amount = 1e-4
     schedule: Literal["cosine", "one_cycle", "multistep", "constant"] = "multistep"
     warmup: Share = 0.17
+    layer_decay: Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1)] = 1.0
     sampler: Sampler = Sampler(type="pk")
     losses: tuple[LossSpec, ...] = (
         LossSpec(type="cross_entropy", weight=0.25),

@@ -19,6 +19,7 @@ from handclip_lib.schema_base import did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent  # the project: notebooks/, params/, reports/ lie here
 FILE_KEYS = ("extends", "sweep", "notebooks", "seeds")
+_TAKEN = ("zero_shot", "stage1", "prompts")
 _NAMED = ("aspect", "study", "seed", "tag")  # arguments of their own
 
 
@@ -152,6 +153,8 @@ def name_variants(values: dict[str, Any]) -> None:
 
 def _check_names(told: Mapping[str, Any], branch: str) -> None:
     for name in told:
+        if name in _TAKEN:
+            raise ParamError(f"{branch}.variants: '{name}' is the name of another row or file")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*", str(name)):
             raise ParamError(
                 f"{branch}.variants: '{name}' becomes part of file names: letters, digits and"

@@ -16,7 +16,7 @@ from handclip_lib.params import load
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import LossSpec
 from handclip_lib.train import learner as learners
-from handclip_lib.train import stages
+from handclip_lib.train import stages, training
 from handclip_lib.train.job import study_encoder
 from handclip_lib.train.selection import held_manifest
 
@@ -181,7 +181,7 @@ def test_test_images_are_never_opened_in_training(train, table, manifest, monkey
 
 def test_the_best_file_is_what_is_kept(train, monkeypatch):
     """Selection is made to fall from epoch to epoch: the first epoch's weights must come back."""
-    real, states = stages.scorer, []
+    real, states = training.scorer, []
 
     def falling(*args):
         validate, select = real(*args)
@@ -192,7 +192,7 @@ def test_the_best_file_is_what_is_kept(train, monkeypatch):
 
         return score, select
 
-    monkeypatch.setattr(stages, "scorer", falling)
+    monkeypatch.setattr(training, "scorer", falling)
     trained = train("best", epochs=3, head_epochs=0)
     kept = trained.encoder.visual.state_dict()
     assert all(torch.equal(kept[k], states[0][k]) for k in kept)
@@ -302,13 +302,13 @@ def test_a_kill_before_the_weights_are_kept_costs_no_epoch(train, monkeypatch, t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "save_checkpoint", killed)
+        patch.setattr(training, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             train("late", epochs=4)
     left = {f.name for f in (tmp_path / "late" / "checkpoints").glob("*.pt")}
     assert left == {"stage1.best.pt", "stage1.resume.pt"}
     epochs = []
-    real = stages.make_recipe
+    real = training.make_recipe
 
     def counting(*args):
         recipe = real(*args)
@@ -316,7 +316,7 @@ def test_a_kill_before_the_weights_are_kept_costs_no_epoch(train, monkeypatch, t
         object.__setattr__(recipe, "begin_epoch", lambda e: epochs.append(e) or was(e))
         return recipe
 
-    monkeypatch.setattr(stages, "make_recipe", counting)
+    monkeypatch.setattr(training, "make_recipe", counting)
     again, whole = train("late", epochs=4), train("whole", epochs=4)
     assert epochs == [4, 1, 2, 3, 4], "the last epoch alone is trained again"
     assert again.encoder.weights_sha256 == whole.encoder.weights_sha256
@@ -402,13 +402,13 @@ def test_a_batch_too_small_to_mix_is_said(train):
 def test_learnt_weights_of_losses_move_at_fine_tuning_rates(train, tmp_path, monkeypatch):
     """And proxies of the library turn: neither may stay where it started for all 40 epochs."""
     moved = {}
-    real = stages.make_recipe
+    real = training.make_recipe
 
     def watching(job, learner, *args):
         moved["criterion"] = learner.criterion
         return real(job, learner, *args)
 
-    monkeypatch.setattr(stages, "make_recipe", watching)
+    monkeypatch.setattr(training, "make_recipe", watching)
     losses = [{"type": "cross_entropy"}, {"type": "ProxyAnchorLoss"}]
     settings = {"lr": 5e-6, "head_epochs": 0, "epochs": 40}
     before = build_loss(losses, 8, {"penult": 32, "pool": 32, "proj": 16}, "uncertainty")

@@ -15,7 +15,6 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional
 
-from handclip_lib.data.check import listed
 from handclip_lib.models import resize
 from handclip_lib.models.lora import add_lora, fold_lora, is_lora
 from handclip_lib.params import ParamError
@@ -66,7 +65,8 @@ class Adapter(nn.Module):
     def codes_of(self, rows: pd.DataFrame) -> torch.Tensor | None:
         """(N,) int: the row of `sie` for each row of a table; None where no view is told.
 
-        Raises ParamError on a table without the column, and on values that were never seen.
+        A value that was not seen in training is the number after the last: the mean of the views.
+        Raises ParamError on a table without the column.
         """
         view = self.told.view
         if view == "none":
@@ -75,14 +75,8 @@ class Adapter(nn.Module):
             columns = ", ".join(map(str, rows.columns))
             raise ParamError(f"adapt.view {view}: the table has no column {view}, but {columns}")
         known = {name: code for code, name in enumerate(self.views)}
-        values = rows[view].astype(str).tolist()
-        unknown = sorted(set(values) - known.keys())
-        if unknown:
-            raise ParamError(
-                f"adapt.view {view}: {', '.join(listed([repr(v) for v in unknown], _SHOWN))} not"
-                f" seen in training; known are {', '.join(self.views)}"
-            )
-        return torch.tensor([known[value] for value in values], dtype=torch.long)
+        codes = [known.get(value, len(known)) for value in rows[view].astype(str)]
+        return torch.tensor(codes, dtype=torch.long)
 
     def _hook(self, visual: VisionTransformer) -> None:
         if self.sie is not None or self.prompts is not None:
@@ -118,11 +112,12 @@ class Adapter(nn.Module):
 
     def _side(self, table: torch.Tensor, images: int) -> torch.Tensor:
         """(B, 1, W) what is told of each image."""
+        unknown = table.mean(dim=0, keepdim=True)
         if self.codes is None:
-            return table.mean(dim=0).expand(images, 1, -1)
+            return unknown.expand(images, 1, -1)
         if len(self.codes) != images:
             raise ValueError(f"codes: {len(self.codes)} views for {images} images")
-        return functional.embedding(self.codes, table).unsqueeze(1)
+        return functional.embedding(self.codes, torch.cat([table, unknown])).unsqueeze(1)
 
 
 def adapt(encoder: "Encoder", told: Adapt, views: Sequence[str] = ()) -> None:

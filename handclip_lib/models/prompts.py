@@ -188,6 +188,12 @@ def attribute_words(people: pd.DataFrame) -> list[str]:
             f"words for persons (attributes) need the columns {', '.join(missing)} of the metadata;"
             f" there are {', '.join(map(str, people.columns))}"
         )
+    for name in _COLUMNS:
+        untold = people.index[people[name].isna()]
+        if len(untold):
+            raise ValueError(
+                f"words for persons (attributes): person {untold[0]} has no {name} in the metadata"
+            )
     rows = zip(*(people[name] for name in _COLUMNS), strict=True)
     return [
         f"{gender} {_age(int(years))} {skin} skin {_NAILS[int(nails)]}"

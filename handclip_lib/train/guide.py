@@ -80,7 +80,7 @@ class Guide(nn.Module):
 
     def more(self, features: Features) -> dict[str, torch.Tensor]:
         """The further features alone: (B, E) by name."""
-        return self._texts(features)[0]
+        return self._texts(features)[0] if self.composes else {}
 
     def _texts(self, features: Features) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         if self.composer is None:
@@ -135,6 +135,8 @@ def check_guide(guide: Guide, dims: Mapping[str, int], num_ids: int) -> None:
     _, terms = guide.train()(told, labels)
     learns = [w for w in guide.parameters() if w.requires_grad]
     for name, term in terms.items():
+        if not term.requires_grad:
+            raise RuntimeError(f"loss {name} gives no gradient to proj")
         grads = torch.autograd.grad(
             term, [made["proj"], *learns], retain_graph=True, allow_unused=True
         )
@@ -173,6 +175,7 @@ def composed(
             names = list(images[start : start + size])
             pixels = store.pixels(names).to(fabric.device)
             codes = encoder.codes_of(store.table.iloc[store.rows(names)])
+            codes = None if codes is None else codes.to(fabric.device)
             with fabric.autocast():
                 pixels = encoder.preprocess.normalise(pixels)
                 told = encoder.features(pixels, codes)

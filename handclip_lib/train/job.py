@@ -27,7 +27,7 @@ from handclip_lib.train.guide import Guide
 
 # What decides trained weights: the kit's files, and what computes beneath them
 _CODE = (
-    *("device.py", "data/*.py", "models/*.py", "losses/*.py", "train/*.py"),
+    *("aspects.py", "device.py", "data/*.py", "models/*.py", "losses/*.py", "train/*.py"),
     *("evaluate/embed.py", "evaluate/protocol.py", "evaluate/retrieval.py"),  # they select
 )
 _NOT_LEARNT = {"save_seconds", "variant", "resume_from", "variants", "save_dir"}
@@ -67,6 +67,7 @@ class Job(Generic[Settings]):
     folder: Path
     start: Path | None = None  # the weights file that the encoder was filled from
     guide: Guide | None = None  # losses between images and texts
+    words: str = ""  # hash of the prompts that a stage starts to learn from
 
     @property
     def store(self) -> Store:
@@ -87,6 +88,7 @@ class Job(Generic[Settings]):
     def key(self) -> str:
         """Hash of all that decides the trained weights, code included, and of nothing else."""
         used = self.manifest[self.manifest["split"].isin(("train", "val", "select"))]
+        codes = self.codes(used["image"].tolist())
         parts = {
             "settings": self.settings.model_dump(mode="json", exclude=_NOT_LEARNT),
             "seed": self.p.seed,
@@ -98,6 +100,8 @@ class Job(Generic[Settings]):
             "model": self.encoder.model_cfg,
             "start": self.encoder.weights_sha256,
             "guide": None if self.guide is None else sha256_of(self.guide),
+            "words": self.words,
+            "views": None if codes is None else codes.tolist(),
             "code": _code_sha256(),
             "versions": {name: version(name) for name in _PACKAGES},
         }

@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from handclip_lib.data.samplers import make_sampler
 from handclip_lib.device import make_fabric, seed_step
 from handclip_lib.evaluate.embed import embed
 from handclip_lib.losses.crossmodal import cross_modal
+from handclip_lib.models.clip import sha256_of
 from handclip_lib.models.prompts import PromptLearner, find_slots, start_vectors
 from handclip_lib.models.text import TextTower
 from handclip_lib.schema_train import Stage3a
@@ -72,6 +73,8 @@ def learn_prompts(job: Job[Stage3a]) -> Learnt:
     job.encoder.eval().requires_grad_(False)
     job.fabric.to_device(job.encoder)
     learner = _learner(job, people, means)
+    # the key leaves out what features are computed in, and words are learnt from features
+    job = replace(job, words=f"{sha256_of(learner)} {job.p.device.precision}")
     with torch.no_grad():
         before = learner.eval()().cpu()
     path, history, facts = _learnt(job, learner, images, pids)
@@ -169,7 +172,7 @@ def _fitted(
         batches=lambda epoch: sampler.batches(epoch, None),
         begin_epoch=_no_layers,
         diagnostics=dict,
-        validate=lambda scored: _accuracies(scored, images),
+        validate=lambda scored: _accuracies(scored, images, settings.similarity == "cosine"),
         select="",
         key=key,
         seed=seed,
@@ -217,9 +220,9 @@ def _stepper(
     return step
 
 
-def _accuracies(learner: Any, images: dict[str, _Images]) -> dict[str, float]:
-    """How often the text nearest to an image is its owner's, in each split that has images."""
-    text = learner()
+def _accuracies(learner: Any, images: dict[str, _Images], unit: bool) -> dict[str, float]:
+    """How often the text likest to an image is its owner's, in each split that has images."""
+    text = learner(unit=unit)
     return {
         f"{split}_i2t": float(((told.z @ text.T).argmax(1) == told.labels).float().mean())
         for split, told in images.items()

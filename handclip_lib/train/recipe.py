@@ -94,7 +94,7 @@ def _stepper(
     def step(batch: np.ndarray) -> dict[str, torch.Tensor]:
         at = torch.from_numpy(batch).to(fabric.device, non_blocking=True)
         images, labels = augmenter(data.pixels[at]), data.labels[at]
-        first = _unmixed(settings, len(batch))
+        first = _unmixed(settings, len(batch), learner.guide is not None)
         mixed = mix(images, labels, num_ids, settings.augment, first=first)
         images, soft = mixed or (images, None)
         codes = None if data.codes is None else data.codes[at]
@@ -106,13 +106,13 @@ def _stepper(
     return step
 
 
-def _unmixed(settings: Training, size: int) -> int:
+def _unmixed(settings: Training, size: int, guided: bool) -> int:
     """How many rows of a batch stay as they are where Mixup or CutMix is on.
 
     A mixed image has no identity: half of the batch, whole identities of it, is kept for the
-    losses that need one. Cross-entropy alone needs none.
+    losses that need one, and for texts. Cross-entropy alone needs none.
     """
-    if all(spec.type == "cross_entropy" for spec in settings.losses):
+    if not guided and all(spec.type == "cross_entropy" for spec in settings.losses):
         return 0
     group = 1 if settings.sampler.type == "shuffle" else settings.sampler.images
     first = size // 2 // group * group

@@ -110,26 +110,28 @@ def best_stage2(
     table: pd.DataFrame,
     manifest: pd.DataFrame,
     folders: Sequence[Path],
-) -> tuple[str, Trained]:
-    """The variant of stage 2 that held-out training persons prefer, and its name.
+) -> dict[str, Trained]:
+    """The variant of stage 2 that held-out training persons prefer, by its name.
 
     folders: as in `stage1_weights`, of notebook 03; variants that are in none of them are trained,
     and kept where that notebook would have left them. Without held-out persons nothing may choose:
-    then it is the first. Raises ValueError where the study trains no variant.
+    then it is the first, which is said. Empty where the study trains no variant.
     """
     found: dict[str, Trained] = {}
     for name, losses in loss_variants(p).items():
         folder = _home(_stage2(p, name, losses, start, table, manifest, Path()), folders)
         found[name] = stage2(p, name, losses, start, table, manifest, folder)
     if not found:
-        raise ValueError("stage2.variant is baseline: no variant to compare with")
+        return {}
 
     def score(name: str) -> float:
         column = found[name].facts["selected_by"]
         return float(found[name].history[column].max()) if column else 0.0
 
     best = max(found, key=score)  # of equals the first
-    return best, found[best]
+    if not found[best].facts["selected_by"]:
+        print("no training persons are held out to choose a variant of stage 2: the first is taken")
+    return {best: found[best]}
 
 
 def stage3_start(
@@ -177,8 +179,8 @@ def stage3b(
     view = settings.adapt.view
     if view != "none" and view not in table:
         raise ParamError(f"{name}: adapt.view {view} needs this column; the data has none")
-    # Test photographs may show views that training has not: those keep the zero they start at
-    views = () if view == "none" else sorted(map(str, table[view].dropna().unique()))
+    seen = table[table["image"].isin(manifest.loc[manifest["split"] == "train", "image"])]
+    views = () if view == "none" else sorted(map(str, seen[view].dropna().unique()))
     adapt(job.encoder, settings.adapt, views)
     return train(replace(job, guide=_guide(job, settings, learnt)))
 
@@ -195,6 +197,8 @@ def _guide(job: Job[Training], settings: Stage3b, learnt: Learnt | None) -> Guid
     if settings.text == "prompts":
         if learnt is None:
             raise ParamError(f"{job.name}: text prompts needs those of stage 3a")
+        if learnt.pids != tuple(people_of(job).index):
+            raise ValueError(f"{job.name}: these prompts are of other training persons")
         bank = learnt.after if unit else learnt.raw
         return Guide(settings, scale, bank, torch.arange(len(bank)))
     people = people_of(job)
