@@ -136,12 +136,17 @@ def test_a_view_acts_on_the_class_token_alone_and_the_unknown_is_the_mean():
     assert torch.equal(told[:, 1:], before[:, 1:])
 
 
-def test_codes_come_from_the_column_and_what_was_never_seen_is_named():
+def test_codes_come_from_the_column_and_what_was_never_seen_is_the_mean():
     encoder = make(told=Adapt(view="camera"))
     rows = pd.DataFrame({"camera": ["palmar_r", "dorsal_l"], "aspect": ["a", "b"]})
     assert encoder.codes_of(rows).tolist() == [2, 0]
-    with pytest.raises(ParamError, match="'phone'.*known are dorsal_l"):
-        encoder.codes_of(pd.DataFrame({"camera": ["dorsal_l", "phone"]}))
+    codes = encoder.codes_of(pd.DataFrame({"camera": ["dorsal_l", "phone"]}))
+    assert codes.tolist() == [0, len(encoder.adapter.views)]
+    encoder.adapter.sie.data.normal_()
+    x = images(encoder)[:1]
+    unknown = encoder.eval().features(x, codes[1:]).proj
+    assert torch.equal(unknown, encoder.features(x).proj)
+    assert not torch.allclose(unknown, encoder.features(x, codes[:1]).proj, atol=1e-4)
     with pytest.raises(ParamError, match="no column camera, but aspect"):
         encoder.codes_of(rows[["aspect"]])
     with pytest.raises(ValueError, match="2 views for 3 images"):
@@ -418,8 +423,10 @@ def test_embedding_tells_the_views_and_keeps_adapters_apart(store, tmp_path):
     other = open_store(table, encoder.preprocess, tmp_path / "cache")
     assert other.key == store.key  # the pixels are the same, what is told of them is not
     assert not np.allclose(embed(encoder, other, ["2.png"], fabric)["proj"], first[:1], atol=1e-3)
-    with pytest.raises(ParamError, match="'hand'"):
-        embed(encoder, store, ["3.png"], fabric)
+    with torch.inference_mode():
+        pixels = encoder.preprocess.normalise(store.pixels(["3.png"]))  # of no view in training
+        expected = encoder.eval().features(pixels).proj.numpy()
+    assert np.allclose(embed(encoder, store, ["3.png"], fabric)["proj"], expected, atol=1e-5)
 
 
 # --- training ---------------------------------------------------------------------------------

@@ -367,7 +367,7 @@ def test_a_read_field_is_seen_and_a_dead_one_too(source: str) -> None:
 
 def test_a_field_that_branches_share_may_be_read_by_the_name_of_what_they_share() -> None:
     told = {(b, f): names for b, names, f in _fields(Params, "")}
-    assert told["stage1", "lr"] == ["Stage1", "Training"]
+    assert told["stage1", "lr"] == ["Stage1", "Training", "Loop"]
     assert told["stage2", "resume_from"] == ["Stage2"], "no other stage has it"
     assert ("stage2.augment", "flip") in told and ("stage1.gradual", "every") in told
 

@@ -142,7 +142,7 @@ def _features(job: Job[Stage3a], split: str, pids: tuple[int, ...]) -> _Images:
 
 
 def _learner(job: Job[Stage3a], people: pd.DataFrame, means: torch.Tensor) -> PromptLearner:
-    settings = job.settings
+    settings: Stage3a = job.settings
     tower = TextTower(job.encoder)
     slots = find_slots(tower, prompt_template(settings.template, job.p.aspect), settings.n_ctx)
     start = start_vectors(settings.init, tower, slots, people, means, settings.words, job.p.seed)
@@ -156,7 +156,7 @@ def _learner(job: Job[Stage3a], people: pd.DataFrame, means: torch.Tensor) -> Pr
 def _fitted(
     job: Job[Stage3a], learner: PromptLearner, images: dict[str, _Images], key: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    settings = job.settings
+    settings: Stage3a = job.settings
     train, seed = images["train"], job.p.seed
     labels = train.labels.cpu().numpy()
     sampler = make_sampler(settings.sampler, labels, train.aspects, settings.batch_size, seed)
@@ -199,7 +199,7 @@ def _stepper(
     job: Job[Stage3a], learner: PromptLearner, train: _Images
 ) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
     """From the indices of a batch to its loss terms, with the texts of all identities."""
-    settings = job.settings
+    settings: Stage3a = job.settings
     ids = torch.arange(learner.ctx.shape[1], device=train.z.device)
     scale, how = job.encoder.logit_scale, settings.similarity
 
