@@ -25,7 +25,8 @@ def bless(name: str) -> Path:
         done = Path(folder) / "done.ipynb"
         papermill.execute_notebook(source, done, parameters={"study": "smoke"}, progress_bar=False)
         book = nbformat.read(done, as_version=4)
-    book.metadata.pop("papermill", None)
+    for key in ("papermill", "widgets"):
+        book.metadata.pop(key, None)
     for cell in book.cells:
         cell.source = cell.source.rstrip()  # papermill's own cell ends in an empty line
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
