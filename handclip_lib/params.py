@@ -6,16 +6,17 @@ Relative paths in a study are relative to the project root, wherever the study l
 
 import os
 from collections.abc import Mapping
-from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 from pydantic import ValidationError
 
-from handclip_lib.schema import Params, leaves
-from handclip_lib.schema_base import did_you_mean
-from handclip_lib.schema_train import LossSpec, Stage3b
+from handclip_lib.aspects import ASPECTS
+from handclip_lib.schema import Data, Params, leaves
+from handclip_lib.schema_base import Node, did_you_mean
+from handclip_lib.schema_train import LossSpec, Stage1, Stage2, Stage3b, Training
 from handclip_lib.study_file import (
     FILE_KEYS,
     MODEL_ALIASES,
@@ -34,8 +35,11 @@ from handclip_lib.study_file import (
 __all__ = [
     "MODEL_ALIASES",
     "ROOT",
+    "ChainStep",
     "ParamError",
     "cache_dir",
+    "chain_finals",
+    "chain_steps",
     "guided_variants",
     "load",
     "loss_variants",
@@ -81,6 +85,8 @@ def load(
     except ValidationError as error:
         raise ParamError("\n".join(_explain(e) for e in error.errors())) from None
     guided_variants(p)  # its errors now
+    chain_steps(p)
+    chain_finals(p)
     return p
 
 
@@ -107,19 +113,113 @@ def guided_variants(p: Params) -> dict[str, Stage3b]:
 
     Raises ParamError with the path of the bad key.
     """
-    usual = p.stage3b.model_dump(exclude={"variants"})
+    told = p.stage3b.variants or {"stage3b": {}}
+    return {n: _guided(p, n, change, "stage3b.variants") for n, change in told.items()}
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """A step of the chain, resolved. name: of what it teaches, `dorsal_r` or `HD dorsal_r`.
+
+    kind: the stage whose way it is trained: stage1, stage2 or stage3b.
+    """
+
+    name: str
+    aspect: str
+    kind: str
+    settings: Training
+    data: Data
+
+
+def chain_steps(p: Params) -> tuple[ChainStep, ...]:
+    """The steps of `p.chain`, each with all its settings.
+
+    A recipe's own settings, then `chain.settings`, then the step's. Raises ParamError with the
+    place: an unknown aspect, recipe or key, and a second order that has other steps.
+    """
+    made = []
+    for i, step in enumerate(p.chain.steps):
+        where = f"chain.steps.{i}"
+        if step.aspect not in ASPECTS:
+            near = did_you_mean(step.aspect, ASPECTS)
+            raise ParamError(f"{where}.aspect: unknown aspect '{step.aspect}'{near}")
+        kind, settings = _recipe(p, step.recipe or p.chain.recipe, where)
+        settings = _laid(settings, p.chain.settings, "chain.settings")
+        settings = _laid(settings, step.settings, f"{where}.settings")
+        data = _laid(p.data, step.data, f"{where}.data")
+        apart = "" if data == p.data else f"{data.dataset} "
+        made.append(ChainStep(f"{apart}{step.aspect}", step.aspect, kind, settings, data))
+    second, names = p.chain.second, [step.name for step in made]
+    if not isinstance(second, str) and sorted(second) != sorted(names):
+        raise ParamError(f"chain.second: {', '.join(second)} are not the steps {', '.join(names)}")
+    return tuple(made)
+
+
+def chain_finals(p: Params) -> dict[str, Stage3b]:
+    """What the chained model is tuned by at the end, by name: each laid over `stage3b`."""
     found = {}
-    for name, told in (p.stage3b.variants or {"stage3b": {}}).items():
-        if "variants" in told:
-            raise ParamError(f"variant {name}: stage3b.variants has no variants of its own")
-        tree = deepcopy(usual)
-        layer(tree, nested(told), f"stage3b.variants.{name}")
-        try:
-            found[name] = Stage3b.model_validate(tree)
-        except ValidationError as error:
-            words = (f"variant {name}: {_explain(e, 'stage3b')}" for e in error.errors())
-            raise ParamError("\n".join(words)) from None
+    for name, told in p.chain.finals.items():
+        found[name] = _guided(p, name, told, "chain.finals")
+        if found[name].text in ("prompts", "pseudo"):
+            raise ParamError(
+                f"chain.finals.{name}: text {found[name].text} is of one aspect; attributes, number"
+                " or none are for all"
+            )
     return found
+
+
+def _recipe(p: Params, told: str, where: str) -> tuple[str, Training]:
+    kind, _, name = told.partition("/")
+    if told == "stage1":
+        return kind, p.stage1
+    if kind == "stage2":
+        lists = loss_variants(p)
+        known: dict[str, Training] = {
+            n: p.stage2.model_copy(update={"losses": lists[n]}) for n in lists
+        }
+    elif kind == "stage3b":
+        known = {**guided_variants(p)}
+    else:
+        raise ParamError(
+            f"{where}.recipe: '{told}' is none of stage1, stage2/<variant>, stage3b/<variant>"
+        )
+    if name not in known:
+        raise ParamError(
+            f"{where}.recipe: {kind}.variants has no '{name}'{did_you_mean(name, known)};"
+            f" it has {', '.join(known) or 'none'}"
+        )
+    return kind, known[name]
+
+
+def _guided(p: Params, name: str, told: Mapping[str, Any], where: str) -> Stage3b:
+    if "variants" in told:
+        raise ParamError(f"{where}.{name}: a variant has no variants of its own")
+    usual = p.stage3b.model_copy(update={"variants": {}})
+    return _laid(usual, told, f"{where}.{name}")
+
+
+_Branch = TypeVar("_Branch", bound=Node)
+
+
+def _laid(branch: _Branch, told: Mapping[str, Any], where: str) -> _Branch:
+    """A branch of the tree with what is told laid over it; ParamError begins with `where`."""
+    if not told:
+        return branch
+    tree = branch.model_dump()
+    layer(tree, nested(told), where)
+    try:
+        return type(branch).model_validate(tree)
+    except ValidationError as error:
+        words = (f"{where}: {_explain(e, *_ABOVE[type(branch)])}" for e in error.errors())
+        raise ParamError("\n".join(words)) from None
+
+
+_ABOVE: dict[type[Node], tuple[str, ...]] = {
+    Data: ("data",),
+    Stage1: ("stage1",),
+    Stage2: ("stage2",),
+    Stage3b: ("stage3b",),
+}
 
 
 def _short(loss: LossSpec) -> str:
@@ -159,6 +259,7 @@ def _explain(error: Any, *above: str) -> str:
         *(key for key, _ in leaves(Params().model_dump())),
         "stage2.variants",
         "stage3b.variants",
+        "chain.finals",
         *FILE_KEYS,
     ]
     leaf = path.rsplit(".", 1)[-1]

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.schema_base import Count, Node, Text, Whole, did_you_mean, no_bool
+from handclip_lib.schema_chain import Chain
 from handclip_lib.schema_train import Stage1, Stage2, Stage3a, Stage3b
 
 
@@ -34,6 +35,8 @@ class Split(Node):
     seed: Whole = 0
     draws: Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=100)] = 10
     select: Literal["persons", "none"] = "none"
+    # What a class is where aspects are trained together: the person, a side's hand, or each view
+    identity: Literal["person", "hand", "aspect_hand"] = "hand"
     legacy_tree: Text = ""  # a train_val_test_split_<aspect> folder to take as it is
 
 
@@ -115,6 +118,7 @@ class Params(Node):
     stage2: Stage2 = Stage2()
     stage3a: Stage3a = Stage3a()
     stage3b: Stage3b = Stage3b()
+    chain: Chain = Chain()
 
     @field_validator("aspect")
     @classmethod

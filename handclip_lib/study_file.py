@@ -127,38 +127,43 @@ def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
     beneath = base.get("stage2")
     if isinstance(beneath, dict) and ("losses" in told or "variants" in told):
         beneath.pop("variants", None)
-    stage3b = change.get("stage3b")
-    if isinstance(stage3b, Mapping) and "variants" in stage3b and "stage3b" in base:
-        base["stage3b"].pop("variants", None)
+    for branch, key in (("stage3b", "variants"), ("chain", "finals")):
+        new = change.get(branch)
+        if isinstance(new, Mapping) and key in new and branch in base:
+            base[branch].pop(key, None)
     merge(base, change)
 
 
 def name_variants(values: dict[str, Any]) -> None:
     """Replace names by what their files hold, in place.
 
-    Those in `stage2.variants` by the lists of params/losses/, in `stage3b.variants` by the settings
-    of params/guided/.
+    Those in `stage2.variants` by the lists of params/losses/, in `stage3b.variants` and
+    `chain.finals` by the settings of params/guided/.
     """
-    for branch, held in (("stage2", _losses_of), ("stage3b", _guided_of)):
+    lists = (
+        ("stage2", "variants", _losses_of),
+        ("stage3b", "variants", _guided_of),
+        ("chain", "finals", _guided_of),
+    )
+    for branch, key, held in lists:
         stage = values.get(branch)
-        told = stage.get("variants") if isinstance(stage, dict) else None
+        told = stage.get(key) if isinstance(stage, dict) else None
         if isinstance(told, str):
             told = [told]
         if isinstance(told, list):
             told = {str(name): held(str(name)) for name in told}
         if isinstance(stage, dict) and isinstance(told, dict):
-            _check_names(told, branch)
-            stage["variants"] = told
+            _check_names(told, f"{branch}.{key}")
+            stage[key] = told
 
 
-def _check_names(told: Mapping[str, Any], branch: str) -> None:
+def _check_names(told: Mapping[str, Any], where: str) -> None:
     for name in told:
         if name in _TAKEN:
-            raise ParamError(f"{branch}.variants: '{name}' is the name of another row or file")
+            raise ParamError(f"{where}: '{name}' is the name of another row or file")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*", str(name)):
             raise ParamError(
-                f"{branch}.variants: '{name}' becomes part of file names: letters, digits and"
-                " _ . + = - only"
+                f"{where}: '{name}' becomes part of file names: letters, digits and _ . + = - only"
             )
 
 

@@ -22,6 +22,7 @@ STATIONS = (
         "aspects",
         "schema_base",
         "schema_train",
+        "schema_chain",
         "schema",
         "study_file",
         "params",
