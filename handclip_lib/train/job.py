@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +17,14 @@ from handclip_lib.data import splits
 from handclip_lib.data.check import listed
 from handclip_lib.data.splits import SplitError
 from handclip_lib.data.store import Store, open_store
-from handclip_lib.device import seed_step
-from handclip_lib.models.checkpoint import (
-    is_ours,
-    read_checkpoint,
-)
+from handclip_lib.device import make_fabric, seed_step
+from handclip_lib.models.checkpoint import is_ours, load_weights, read_checkpoint
 from handclip_lib.models.clip import Encoder, encoder_of, sha256_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Loop
+from handclip_lib.train.classes import Classes, classes_of
 from handclip_lib.train.guide import Guide
+from handclip_lib.train.retain import Retain
 
 # What decides trained weights: the kit's files, and what computes beneath them
 _CODE = (
@@ -54,6 +55,23 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Past:
+    """What a training brings from those before it, beside the weights it starts from.
+
+    classes: those of all steps, None: its own alone; inherits: its heads go on from those in the
+    file it starts from; lenient: persons that it tests may have been taught before, which is said
+    and not refused; remedy: what describes `retain`, and what is shown again, for the key; retain:
+    makes what holds it to the weights before.
+    """
+
+    classes: Classes | None = None
+    inherits: bool = False
+    lenient: bool = False
+    remedy: str = ""
+    retain: Callable[[], Retain] | None = None
+
+
+@dataclass(frozen=True)
 class Job(Generic[Settings]):
     """One training: what, with what, on what, and where its files go."""
 
@@ -68,6 +86,12 @@ class Job(Generic[Settings]):
     start: Path | None = None  # the weights file that the encoder was filled from
     guide: Guide | None = None  # losses between images and texts
     words: str = ""  # hash of the prompts that a stage starts to learn from
+    past: Past = Past()
+
+    @property
+    def classes(self) -> Classes:
+        """What its classifier tells apart."""
+        return self.past.classes or classes_of(self.p.split.identity, [self.manifest])
 
     @property
     def store(self) -> Store:
@@ -85,9 +109,14 @@ class Job(Generic[Settings]):
         return self.encoder.codes_of(self.table.set_index("image").loc[images])
 
     @property
+    def heads(self) -> dict[str, Any] | None:
+        """The checkpoint whose heads it goes on with."""
+        return read_checkpoint(self.start) if self.past.inherits and self.start else None
+
+    @property
     def key(self) -> str:
         """Hash of all that decides the trained weights, code included, and of nothing else."""
-        used = self.manifest[self.manifest["split"].isin(("train", "val", "select"))]
+        used = self.manifest[self.manifest["split"].isin(("train", "val", "select", "replay"))]
         codes = self.codes(used["image"].tolist())
         parts = {
             "settings": self.settings.model_dump(mode="json", exclude=_NOT_LEARNT),
@@ -101,6 +130,9 @@ class Job(Generic[Settings]):
             "start": self.encoder.weights_sha256,
             "guide": None if self.guide is None else sha256_of(self.guide),
             "words": self.words,
+            "classes": self.classes.names,
+            "heads": self.heads["key"] if self.heads else None,
+            "remedy": self.past.remedy,
             "views": None if codes is None else codes.tolist(),
             "code": _code_sha256(),
             "versions": {name: version(name) for name in _PACKAGES},
@@ -112,6 +144,30 @@ def study_encoder(p: Params) -> Encoder:
     """The encoder that the study names, before any training: `random` weights come by `p.seed`."""
     seed_step(p.seed, 0)
     return encoder_of(p.model)
+
+
+def encoder_from(p: Params, path: Path | None) -> Encoder:
+    """The study's encoder with the weights of a file; None: as it is before any training."""
+    encoder = study_encoder(p)
+    if path is not None:
+        load_weights(encoder, path)
+    return encoder
+
+
+def job_of(
+    name: str,
+    settings: Settings,
+    p: Params,
+    start: Path | None,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folder: Path,
+    past: Past | None = None,
+) -> Job[Settings]:
+    """A training of the study's tower, filled from `start` where there is one."""
+    encoder, fabric = encoder_from(p, start), make_fabric(p, training=True)
+    told = past or Past()
+    return Job(name, settings, p, encoder, table, manifest, fabric, folder, start, past=told)
 
 
 def check_start(job: Job[Any]) -> dict[str, list[int]]:
@@ -133,11 +189,16 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
     asked = manifest.loc[manifest["split"].isin(("query", "gallery", "select")), "pid"]
     both = sorted(set(taught.get(dataset, [])) & set(asked.tolist()))
     if both:
-        raise SplitError(
+        words = (
             f"{job.start} was taught persons who are tested or held out here:"
-            f" {', '.join(listed([str(pid) for pid in both], 20))}; start from weights of this"
-            " aspect, or set split.mode person_disjoint for both"
+            f" {', '.join(listed([str(pid) for pid in both], 20))}"
         )
+        if not job.past.lenient:
+            raise SplitError(
+                f"{words}; start from weights of this aspect, or set split.mode person_disjoint for"
+                " both"
+            )
+        warnings.warn(words, stacklevel=2)
     mine = manifest.loc[manifest["split"] == "train", "pid"].unique().tolist()
     return taught | {dataset: sorted({*taught.get(dataset, []), *map(int, mine)})}
 

@@ -20,7 +20,9 @@ from handclip_lib.models import towers
 from handclip_lib.models.clip import Encoder
 from handclip_lib.models.towers import Features
 from handclip_lib.schema_base import did_you_mean
+from handclip_lib.train.classes import Classes
 from handclip_lib.train.guide import Guide
+from handclip_lib.train.retain import Retain
 
 _NAMES = ("penult", "pool", "proj")
 Codes = Callable[[list[str]], torch.Tensor | None]  # images -> what the adapter is told of them
@@ -29,7 +31,8 @@ Codes = Callable[[list[str]], torch.Tensor | None]  # images -> what the adapter
 class Learner(nn.Module):
     """An encoder's image tower with its adapter, a criterion and a guide: all state that trains.
 
-    Nothing of the text tower is in it. guide: losses between images and texts, or None;
+    Nothing of the text tower is in it. guide: losses between images and texts, or None; retain:
+    what holds it to earlier weights, or None;
     neighbours: (C, C - 1) for each identity the others, nearest first, as last looked at (hard
     batches only; a buffer, so that a killed run goes on with the same ones).
     """
@@ -43,10 +46,11 @@ class Learner(nn.Module):
         num_ids: int,
         compiled: bool = False,
         guide: Guide | None = None,
+        retain: Retain | None = None,
     ) -> None:
         super().__init__()
         self.visual, self.adapter = encoder.visual, encoder.adapter
-        self.criterion, self.guide = criterion, guide
+        self.criterion, self.guide, self.retain = criterion, guide, retain
         self.features = _compiled() if compiled else towers.features
         nearest = torch.arange(num_ids - 1).repeat(num_ids, 1)
         self.register_buffer("neighbours", nearest + (nearest >= torch.arange(num_ids)[:, None]))
@@ -69,6 +73,9 @@ class Learner(nn.Module):
         if self.guide is not None:
             more, terms = self.guide(told, labels, clean)
             features |= more
+        if self.retain is not None:
+            kept = self.retain.terms.items()
+            terms |= {name: term(self.visual, images, told) for name, term in kept}
         by_image: dict[str, torch.Tensor] = self.criterion(features, labels, soft, clean)
         return by_image | terms
 
@@ -87,7 +94,10 @@ class Learner(nn.Module):
     @property
     def weights(self) -> dict[str, torch.Tensor | float]:
         """What each term weighs in the total."""
-        return self.criterion.weights | (self.guide.weights if self.guide is not None else {})
+        weights = dict(self.criterion.weights)
+        for part in (self.guide, self.retain):
+            weights |= {} if part is None else part.weights
+        return weights
 
 
 def _compiled() -> Callable[[nn.Module, torch.Tensor], towers.Features]:
@@ -101,7 +111,10 @@ def _compiled() -> Callable[[nn.Module, torch.Tensor], towers.Features]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Photographs of a split on the device. pids: whose (N,); labels: (N,) int, 0 … C - 1."""
+    """Photographs on the device. pids: whose (N,); labels: (N,) int, 0 … C - 1, -1 for others.
+
+    old: how many of them, the last ones, are shown again.
+    """
 
     images: tuple[str, ...]
     pixels: torch.Tensor  # uint8 (N, H, W, 3)
@@ -109,6 +122,7 @@ class Pictures:
     aspects: np.ndarray
     labels: torch.Tensor
     codes: torch.Tensor | None = None  # (N,) int: what the encoder's adapter is told of them
+    old: int = 0
 
 
 def pictures(
@@ -116,16 +130,18 @@ def pictures(
     split: str,
     store: Store,
     fabric: lf.Fabric,
-    classes: Mapping[int, int],
+    classes: Classes,
     codes: Codes | None = None,
 ) -> Pictures:
-    """The rows of one split; `classes` says which class a person is (others get -1).
+    """The rows of one split, after those of `train` what is shown again (split `replay`).
 
     codes: None where the encoder has no adapter that wants them.
     """
     rows = manifest[manifest["split"] == split]
+    again = manifest[(manifest["split"] == "replay") & (split == "train")]
+    rows = pd.concat([rows, again]) if len(again) else rows
     names = rows["image"].tolist()
-    labels = torch.tensor([classes.get(int(pid), -1) for pid in rows["pid"]], dtype=torch.long)
+    labels = torch.from_numpy(classes.labels(rows))
     empty = torch.zeros((0, *store.preprocess.size, 3), dtype=torch.uint8)
     pixels = store.pixels(names) if names else empty
     told = codes(names) if codes else None
@@ -136,6 +152,7 @@ def pictures(
         rows["aspect"].to_numpy(),
         labels.to(fabric.device),
         None if told is None else told.to(fabric.device),
+        len(again),
     )
 
 

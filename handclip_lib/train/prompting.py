@@ -118,13 +118,14 @@ def prompt_template(template: str, aspect: str) -> str:
 
 
 def people_of(job: Job[Any]) -> pd.DataFrame:
-    """A row of the table for each training person, by pid, rising: the commonest of its values.
+    """A row of the table for each class of a training, in their order: the commonest of its values.
 
-    Only photographs of the training split are asked.
+    The index says whose. Only photographs of the training split are asked.
     """
-    names = job.manifest.loc[job.manifest["split"] == "train", "image"]
-    rows = job.table[job.table["image"].isin(names)]
-    return rows.groupby("pid").agg(_commonest)
+    mine = job.manifest[job.manifest["split"] == "train"]
+    rows = job.table.set_index("image").loc[mine["image"]]
+    found = rows.groupby(job.classes.labels(mine)).agg(_commonest)
+    return found.set_index("pid", drop=False)
 
 
 def _commonest(values: "pd.Series[Any]") -> Any:

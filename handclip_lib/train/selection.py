@@ -1,8 +1,9 @@
 """What a stage is scored by while it trains: held-out training persons, never test persons."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import lightning_fabric as lf
+import numpy as np
 import pandas as pd
 import torch
 
@@ -11,6 +12,7 @@ from handclip_lib.data.store import Store
 from handclip_lib.evaluate.embed import evaluating, retrieval_features
 from handclip_lib.evaluate.protocol import per_query
 from handclip_lib.schema import Params
+from handclip_lib.train.classes import Classes
 from handclip_lib.train.learner import Codes, Learner, Pictures, encode, pictures
 
 SELECT = "select_map"  # the history column that chooses a checkpoint
@@ -40,22 +42,23 @@ def scorer(
     manifest: pd.DataFrame,
     store: Store,
     fabric: lf.Fabric,
-    classes: dict[int, int],
+    classes: Classes,
     codes: Codes | None = None,
 ) -> tuple[Callable[[Learner], dict[str, float]], str]:
     """(function of a learner that gives a history row's values, the column that selects or "").
 
     `val_accuracy`: closed-set accuracy on the training persons' `val` images; it selects nothing.
     `select_rank1`, `select_map`: retrieval among the held-out training persons (split `select`),
-    in the protocol of the test: one gallery image a person, several hashed draws. Without two such
-    persons who can be searched for nothing is selected, and the last weights are taken.
+    in the protocol of the test: one gallery image a person, several hashed draws, each aspect on
+    its own. Without two such persons who can be searched for nothing is selected, and the last
+    weights are taken.
     """
     val, held = (
         pictures(manifest, split, store, fabric, classes, codes) for split in ("val", "select")
     )
-    rows = held_manifest(manifest)
+    searched = _searched(manifest)
     size = p.evaluation.batch_size
-    if held.images and rows is None:
+    if held.images and not searched:
         print(
             f"{len(set(held.pids))} training persons are held out: too few to be searched among, so"
             " nothing chooses an epoch and the last weights are taken"
@@ -63,16 +66,31 @@ def scorer(
 
     def validate(learner: Learner) -> dict[str, float]:
         values = _accuracy(learner, val, store, fabric, size)
-        if rows is not None:
+        if searched:
             z = encode(learner, held, store.preprocess, fabric, size)
             unit = retrieval_features(
                 {name: block.cpu().numpy() for name, block in z.items()}, p.evaluation.feature
             )
-            scores = per_query(unit, held.images, rows)[["rank1", "ap"]].mean()
-            values |= {"select_rank1": float(scores["rank1"]), SELECT: float(scores["ap"])}
+            values |= held_scores(unit, held.images, searched)
         return values
 
-    return validate, SELECT if rows is not None else ""
+    return validate, SELECT if searched else ""
+
+
+def held_scores(
+    unit: np.ndarray, images: Sequence[str], searched: Sequence[pd.DataFrame]
+) -> dict[str, float]:
+    """`select_rank1` and `select_map` of (N, D) unit rows: means over some manifests' own means."""
+    each = [per_query(unit, images, rows)[["rank1", "ap"]].mean() for rows in searched]
+    scores = pd.DataFrame(each).mean()
+    return {"select_rank1": float(scores["rank1"]), SELECT: float(scores["ap"])}
+
+
+def _searched(manifest: pd.DataFrame) -> list[pd.DataFrame]:
+    """`held_manifest` of each aspect on its own, where there is one."""
+    held = manifest[manifest["split"] == "select"]
+    found = [held_manifest(part) for _, part in held.groupby("aspect")]
+    return [rows for rows in found if rows is not None]
 
 
 def _accuracy(

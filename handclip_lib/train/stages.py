@@ -1,25 +1,17 @@
 """The stages of fine-tuning: each takes an encoder, a manifest and parameters, and trains it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from handclip_lib.data.atomic import write_whole
-from handclip_lib.device import make_fabric, seed_step
-from handclip_lib.models.adapters import adapt
-from handclip_lib.models.checkpoint import load_weights, read_checkpoint
-from handclip_lib.models.clip import Encoder
-from handclip_lib.models.prompts import attribute_words
-from handclip_lib.models.promptsg import Composer
-from handclip_lib.params import ParamError, loss_variants, resolve
+from handclip_lib.models.checkpoint import read_checkpoint
+from handclip_lib.params import loss_variants, resolve
 from handclip_lib.schema import Params
-from handclip_lib.schema_train import LossSpec, Stage3b, Training
-from handclip_lib.train.guide import Guide, bank_of
-from handclip_lib.train.job import Job, Settings, Trained, study_encoder
-from handclip_lib.train.prompting import Learnt, learn_prompts, people_of, prompt_template
+from handclip_lib.schema_train import LossSpec, Training
+from handclip_lib.train.guided import Learnt, stage3a, stage3b
+from handclip_lib.train.job import Job, Trained, encoder_from, job_of, study_encoder
 from handclip_lib.train.training import train
 
 __all__ = [
@@ -33,6 +25,7 @@ __all__ = [
     "stage3_start",
     "stage3a",
     "stage3b",
+    "study_encoder",
 ]
 
 
@@ -97,13 +90,6 @@ def stage2(
     return trained
 
 
-def encoder_from(p: Params, path: Path) -> Encoder:
-    """The study's encoder with the weights of a file."""
-    encoder = study_encoder(p)
-    load_weights(encoder, path)
-    return encoder
-
-
 def best_stage2(
     p: Params,
     start: Path,
@@ -146,70 +132,8 @@ def stage3_start(
     return stage1_weights(p, table, manifest, folders)
 
 
-def stage3a(
-    p: Params, start: Path | None, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path
-) -> Learnt:
-    """Learn a prompt for each training person, by `p.stage3a`; both towers stay as they are.
-
-    start: weights to begin from, None is the study's own tower. Leaves checkpoints/prompts.pth and
-    its rows of history.csv in `folder`; otherwise as stage 1.
-    """
-    return learn_prompts(_job("prompts", p.stage3a, p, start, table, manifest, folder))
-
-
-def stage3b(
-    p: Params,
-    name: str,
-    settings: Stage3b,
-    start: Path | None,
-    learnt: Learnt | None,
-    table: pd.DataFrame,
-    manifest: pd.DataFrame,
-    folder: Path,
-) -> Trained:
-    """Tune the image tower against texts, by `settings`, from the weights in `start`.
-
-    learnt: stage 3a of the same start, for `text: prompts`. Leaves checkpoints/<name>.pth and its
-    rows of history.csv in `folder`; otherwise as stage 1. Prompts, descriptions and pseudo-words
-    guide the training alone: features of images never need them, nor a label. CLIP-ReID's second
-    stage, Li et al. 2023, arXiv:2211.13977, section 3.3; PromptSG, Yang et al. 2024.
-    """
-    job: Job[Training] = _job(name, settings, p, start, table, manifest, folder)
-    seed_step(p.seed, 0)
-    view = settings.adapt.view
-    if view != "none" and view not in table:
-        raise ParamError(f"{name}: adapt.view {view} needs this column; the data has none")
-    seen = table[table["image"].isin(manifest.loc[manifest["split"] == "train", "image"])]
-    views = () if view == "none" else sorted(map(str, seen[view].dropna().unique()))
-    adapt(job.encoder, settings.adapt, views)
-    return train(replace(job, guide=_guide(job, settings, learnt)))
-
-
-def _guide(job: Job[Training], settings: Stage3b, learnt: Learnt | None) -> Guide | None:
-    """What makes the texts of a job; None where none are asked for."""
-    scale, unit = job.encoder.logit_scale, settings.similarity == "cosine"
-    template = prompt_template(settings.template, job.p.aspect)
-    if settings.text == "none":
-        return None
-    if settings.text == "pseudo":
-        composer = Composer(job.encoder, template, settings.style, settings.interact, unit)
-        return Guide(settings, scale, composer=composer)
-    if settings.text == "prompts":
-        if learnt is None:
-            raise ParamError(f"{job.name}: text prompts needs those of stage 3a")
-        if learnt.pids != tuple(people_of(job).index):
-            raise ValueError(f"{job.name}: these prompts are of other training persons")
-        bank = learnt.after if unit else learnt.raw
-        return Guide(settings, scale, bank, torch.arange(len(bank)))
-    people = people_of(job)
-    numbers = [f"person {pid}" for pid in people.index]
-    words = attribute_words(people) if settings.text == "attributes" else numbers
-    texts = [template.replace("{person}", word) for word in words]
-    return Guide(settings, scale, *bank_of(job.encoder, texts, unit))
-
-
 def _stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Job[Training]:
-    return _job("stage1", p.stage1, p, None, table, manifest, folder)
+    return job_of("stage1", p.stage1, p, None, table, manifest, folder)
 
 
 def _stage2(
@@ -222,7 +146,7 @@ def _stage2(
     folder: Path,
 ) -> Job[Training]:
     settings = p.stage2.model_copy(update={"losses": tuple(losses)})
-    return _job(name, settings, p, start, table, manifest, folder)
+    return job_of(name, settings, p, start, table, manifest, folder)
 
 
 def _home(job: Job[Training], folders: Sequence[Path]) -> Path:
@@ -235,18 +159,3 @@ def _home(job: Job[Training], folders: Sequence[Path]) -> Path:
         if path.is_file() and read_checkpoint(path)["key"] == job.key:
             return folder
     return folders[0] if paths[-1].is_file() else folders[-1]
-
-
-def _job(
-    name: str,
-    settings: Settings,
-    p: Params,
-    start: Path | None,
-    table: pd.DataFrame,
-    manifest: pd.DataFrame,
-    folder: Path,
-) -> Job[Settings]:
-    """A training of the study's tower, filled from `start` where there is one."""
-    encoder = study_encoder(p) if start is None else encoder_from(p, start)
-    fabric = make_fabric(p, training=True)
-    return Job(name, settings, p, encoder, table, manifest, fabric, folder, start)

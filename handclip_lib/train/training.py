@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+import torch
 from filelock import FileLock
 
 from handclip_lib.models.adapters import merge_lora
@@ -36,10 +37,10 @@ def train(job: Job[Training]) -> Trained:
             history = read_history(job.folder, job.name)
             return Trained(job.encoder.eval(), history, path, held["facts"], job.guide)
         began = time.monotonic()
-        history, facts = _fitted(job, key)
+        history, facts, heads = _fitted(job, key)
         facts["seconds"] = round(time.monotonic() - began, 2)
         params = job.p.model_dump(mode="json")
-        more = {"facts": facts, "taught": taught}
+        more = {"facts": facts, "taught": taught, "heads": heads}
         if job.guide is not None:
             more["guide"] = {n: v.cpu() for n, v in job.guide.state_dict().items()}
         merge_lora(job.encoder)
@@ -48,29 +49,34 @@ def train(job: Job[Training]) -> Trained:
     return Trained(job.encoder.eval(), history, path, facts, job.guide)
 
 
-def _fitted(job: Job[Training], key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Train the job's encoder; its history and facts."""
-    fabric, store = job.fabric, job.store
-    people = sorted(job.manifest.loc[job.manifest["split"] == "train", "pid"].unique())
-    classes = {int(pid): label for label, pid in enumerate(people)}
+def _fitted(
+    job: Job[Training], key: str
+) -> tuple[pd.DataFrame, dict[str, Any], dict[str, torch.Tensor]]:
+    """Train the job's encoder; its history, its facts and what its heads have learnt."""
+    fabric, store, classes = job.fabric, job.store, job.classes
     data = pictures(job.manifest, "train", store, fabric, classes, job.codes)
     criterion, settings = prepared(job.settings, job.encoder, len(classes), job.guide)
     job = replace(job, settings=settings)
+    if job.heads:
+        criterion.load_state_dict(job.heads["heads"])
     check_losses(criterion, job.dims, len(classes))
     if job.guide is not None:
         check_guide(job.guide, job.dims, len(classes))
     fabric.to_device(job.encoder)  # its texts, too
-    learner = Learner(job.encoder, criterion, len(classes), job.p.device.compile, job.guide)
+    retain = job.past.retain().to(fabric.device) if job.past.retain else None
+    learner = Learner(job.encoder, criterion, len(classes), job.p.device.compile, job.guide, retain)
     fabric.to_device(learner)
-    if criterion.has_centers:
+    if criterion.has_centers and not job.heads:
         z = encode(learner, data, store.preprocess, fabric, job.p.evaluation.batch_size)
         criterion.start_centers(class_means(z, data.labels, len(classes)))
     validate, select = scorer(job.p, job.manifest, store, fabric, classes, job.codes)
     recipe = make_recipe(job, learner, data, validate, select, key)
     history = fit(recipe, settings, fabric, job.folder)
     facts = {
-        "images": len(data.images),
-        "persons": len(classes),
+        "images": len(data.images) - data.old,
+        "shown_again": data.old,
+        "persons": len(set(data.pids)),
+        "identities": len(classes),
         "epochs": len(history),
         "chosen_epoch": history.attrs["chosen_epoch"],
         "selected_by": select,
@@ -80,4 +86,4 @@ def _fitted(job: Job[Training], key: str) -> tuple[pd.DataFrame, dict[str, Any]]
             for w in group["params"]
         ),
     }
-    return history, facts
+    return history, facts, {n: v.cpu() for n, v in criterion.state_dict().items()}
