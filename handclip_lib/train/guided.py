@@ -75,14 +75,19 @@ def _guide(job: Job[Training], settings: Stage3b, learnt: Learnt | None) -> Guid
         template = prompt_template(settings.template, job.p.aspect)
         composer = Composer(job.encoder, template, settings.style, settings.interact, unit)
         return Guide(settings, scale, composer=composer)
+    people = people_of(job)
+    if len(people) < len(job.classes):
+        raise ParamError(
+            f"{job.name}: there are texts for those who train here alone; with text"
+            f" {settings.text} a chain has classes: step, and no replay"
+        )
     if settings.text == "prompts":
         if learnt is None:
             raise ParamError(f"{job.name}: text prompts needs those of stage 3a")
-        if learnt.pids != tuple(people_of(job).index):
+        if learnt.pids != tuple(people.index):
             raise ValueError(f"{job.name}: these prompts are of other training persons")
         bank = learnt.after if unit else learnt.raw
         return Guide(settings, scale, bank, torch.arange(len(bank)))
-    people = people_of(job)
     numbers = [f"person {pid}" for pid in people.index]
     words = attribute_words(people) if settings.text == "attributes" else numbers
     texts = [

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from handclip_lib.data.augment import Augmenter, mix
-from handclip_lib.data.samplers import make_sampler, nearest_identities
+from handclip_lib.data.samplers import (
+    Batches,
+    Replayed,
+    make_sampler,
+    nearest_identities,
+    replay_parts,
+    replayed,
+)
 from handclip_lib.evaluate.embed import retrieval_features
 from handclip_lib.losses import Criterion, build_loss
 from handclip_lib.models.clip import Encoder
@@ -54,9 +61,7 @@ def make_recipe(
     validate, select, key: as in Recipe.
     """
     settings, encoder = job.settings, job.encoder
-    sampler = make_sampler(
-        settings.sampler, data.labels.cpu().numpy(), data.aspects, settings.batch_size, job.p.seed
-    )
+    sampler = _sampler(job, data)
 
     def begin_epoch(epoch: int) -> None:
         open_layers(encoder, settings, epoch)
@@ -79,6 +84,25 @@ def make_recipe(
         seed=job.p.seed,
         closed=0 if encoder.adapter is not None else settings.head_epochs,
     )
+
+
+def _sampler(job: Job[Training], data: Pictures) -> Batches | Replayed:
+    """The batches of the training pictures; those that are shown again take their share of each.
+
+    An epoch has as many batches as without them, so that as many images pass.
+    """
+    settings, seed, new = job.settings, job.p.seed, len(data.images) - data.old
+    labels, size = data.labels.cpu().numpy(), settings.batch_size
+    alone = make_sampler(settings.sampler, labels[:new], data.aspects[:new], size, seed)
+    if not data.old or not job.p.chain.replay.share:
+        return alone
+    sizes = replay_parts(settings.sampler, size, job.p.chain.replay.share)
+    parts = zip((slice(new), slice(new, None)), sizes, strict=True)
+    main, old = (
+        make_sampler(settings.sampler, labels[rows], data.aspects[rows], part, seed)
+        for rows, part in parts
+    )
+    return replayed(main, old, len(alone.batches(1)))
 
 
 def _stepper(

@@ -56,7 +56,7 @@ def scorer(
     val, held = (
         pictures(manifest, split, store, fabric, classes, codes) for split in ("val", "select")
     )
-    searched = _searched(manifest)
+    searched = held_manifests(manifest)
     size = p.evaluation.batch_size
     if held.images and not searched:
         print(
@@ -86,7 +86,7 @@ def held_scores(
     return {"select_rank1": float(scores["rank1"]), SELECT: float(scores["ap"])}
 
 
-def _searched(manifest: pd.DataFrame) -> list[pd.DataFrame]:
+def held_manifests(manifest: pd.DataFrame) -> list[pd.DataFrame]:
     """`held_manifest` of each aspect on its own, where there is one."""
     held = manifest[manifest["split"] == "select"]
     found = [held_manifest(part) for _, part in held.groupby("aspect")]

@@ -1,0 +1,239 @@
+"""The chain of steps, each from the weights of the one before, and the models it is held against.
+
+Lopez-Paz & Ranzato 2017, arXiv:1706.08840, has the measures; the user's plan has the order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from handclip_lib.aspects import CHAIN
+from handclip_lib.models.checkpoint import read_checkpoint
+from handclip_lib.models.weights import WeightsError
+from handclip_lib.params import ChainStep, ParamError, chain_finals, chain_steps
+from handclip_lib.schema import Params
+from handclip_lib.schema_train import Stage3b
+from handclip_lib.train import remedies, stages
+from handclip_lib.train.classes import classes_of
+from handclip_lib.train.job import Past, Trained, encoder_from, job_of, study_encoder
+from handclip_lib.train.states import State, Task
+from handclip_lib.train.training import train
+
+# The files of a chain in the user's order, by how many steps are done
+_FILES = tuple(
+    f"handclip_finetuned_{name}"
+    for name in ("dorsal_r", "dorsal_rl", "dorsal_rlp", "final_all_views")
+)
+
+
+@dataclass(frozen=True)
+class Chained:
+    """A chain that has been trained. states: zero-shot, then one after each step.
+
+    learned: for each task the first and the last step, from 1, that taught it; facts: of each
+    step's training, by the name of its file; histories: a frame of each step that was trained here.
+    """
+
+    states: tuple[State, ...]
+    learned: tuple[tuple[int, int], ...]
+    facts: Mapping[str, Mapping[str, Any]]
+    histories: tuple[pd.DataFrame, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """The weights after each step, where all aspects share them."""
+        return [state.file for state in self.states if state.file is not None]
+
+
+def run_chain(
+    p: Params,
+    tasks: Mapping[str, Task],
+    folder: Path,
+    remedy: str = "",
+    order: Sequence[str] = (),
+    first: Path | None = None,
+) -> Chained:
+    """Train the steps of `p.chain` one after the other, or take what was trained before.
+
+    folder: checkpoints/ and history.csv are there; a step whose file is there and was made by the
+    same parameters, data, code and earlier steps is not touched. remedy: replay, lwf, l2_sp or ewc,
+    from the second step on, or lora or vpt, by which each aspect has weights of its own; order:
+    names of the steps, by default the study's; first: weights of the first step, where another
+    chain has made the same.
+    """
+    steps, alone = ordered(p, order), remedy in ("lora", "vpt")
+    names = file_names(steps)
+    states, facts, histories = [State("zero_shot")], dict[str, Any](), []
+    for k, (step, name) in enumerate(zip(steps, names, strict=True)):
+        task, start = tasks[step.name], states[-1].file
+        if k == 0 and first is not None:
+            path, facts[name] = first, read_checkpoint(first)["facts"]
+        else:
+            past, manifest = Past(lenient=p.split.mode == "published"), task.manifest
+            if alone:
+                step = replace(step, settings=remedies.per_aspect(step, p.chain, remedy))
+            else:
+                past = _past(p, tasks, past, k)
+                done = [state.file for state in states[1:] if state.file is not None]
+                earlier = [(s, tasks[s.name], path) for s, path in zip(steps, done, strict=False)]
+                past, manifest = remedies.remedied(p, remedy, task, earlier, past)
+            made = taught(step, task, name, start, folder, past, manifest)
+            path, facts[name] = made.checkpoint, made.facts
+            histories.append(made.history)
+        own = {**states[-1].own, step.name: path} if alone else {}
+        states.append(State(f"{k + 1} {step.name}", None if alone else path, own))
+    learned = learned_in([step.name for step in steps], list(tasks))
+    return Chained(tuple(states), learned, facts, tuple(histories))
+
+
+def taught(
+    step: ChainStep,
+    task: Task,
+    name: str,
+    start: Path | None,
+    folder: Path,
+    past: Past,
+    manifest: pd.DataFrame,
+) -> Trained:
+    """One step, by its recipe, on the rows of a manifest; leaves checkpoints/<name>.pth."""
+    settings, p, table = step.settings, task.p, task.table
+    if not isinstance(settings, Stage3b):
+        return train(job_of(name, settings, p, start, table, manifest, folder, past))
+    learnt = None
+    if settings.text == "prompts":
+        learnt = stages.stage3a(p, start, table, task.manifest, folder, f"{name}_prompts")
+    return stages.stage3b(p, name, settings, start, learnt, table, manifest, folder, past)
+
+
+def ordered(p: Params, order: Sequence[str] = ()) -> list[ChainStep]:
+    """The steps of the chain, in another order where one is given."""
+    steps = list(chain_steps(p))
+    for name in order:  # a name that comes twice takes the steps of that name in their order
+        place = next(i for i, step in enumerate(steps) if step.name == name)
+        steps.append(steps.pop(place))
+    return steps
+
+
+def second_order(p: Params) -> list[str]:
+    """Names of the steps in the order to compare with; empty for none."""
+    if p.chain.second == "none":
+        return []
+    names = [step.name for step in chain_steps(p)]
+    return names[::-1] if p.chain.second == "reversed" else list(p.chain.second)
+
+
+def file_names(steps: Sequence[ChainStep]) -> list[str]:
+    """The names of the steps' files, without ending: the user's own where the order is."""
+    names = [step.name for step in steps]
+    if tuple(names) == CHAIN:
+        return list(_FILES)
+    return [f"step{k}_{name.replace(' ', '_')}" for k, name in enumerate(names, 1)]
+
+
+def learned_in(steps: Sequence[str], tasks: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """For each task the first and the last step, counted from 1, that taught it."""
+    places = [[k for k, name in enumerate(steps, 1) if name == task] for task in tasks]
+    return tuple((found[0], found[-1]) for found in places)
+
+
+def single_models(p: Params, tasks: Mapping[str, Task], folder: Path, first: Path) -> Chained:
+    """A model for each task alone, from the study's tower; `first`: of the chain's first step."""
+    lenient = Past(lenient=p.split.mode == "published")
+    own, facts = dict[str, Path](), dict[str, Any]()
+    for step in chain_steps(p):
+        if step.name in own:
+            continue
+        task, name = tasks[step.name], step.name.replace(" ", "_")
+        if not own:
+            own[step.name], facts[name] = first, read_checkpoint(first)["facts"]
+            continue
+        made = taught(step, task, name, None, folder, lenient, task.manifest)
+        own[step.name], facts[name] = made.checkpoint, made.facts
+    states = (State("zero_shot"), State("single", None, own))
+    return Chained(states, tuple((1, 1) for _ in tasks), facts)
+
+
+def joint_model(p: Params, tasks: Mapping[str, Task], folder: Path) -> Chained | None:
+    """One model for all tasks of the study's own data at once, by the chain's recipe.
+
+    None, which is said, where the recipe learns prompts: those are of one aspect.
+    """
+    step = chain_steps(p.model_copy(update={"chain": _plain(p)}))[0]
+    if isinstance(step.settings, Stage3b) and step.settings.text in ("prompts", "pseudo"):
+        print("no joint model: the chain's recipe has a text for each aspect")
+        return None
+    task = _all(p, tasks)
+    past = Past(lenient=p.split.mode == "published")
+    made = taught(step, task, "joint", None, folder, past, task.manifest)
+    states = (State("zero_shot"), State("joint", made.checkpoint))
+    return Chained(states, tuple((1, 1) for _ in tasks), {"joint": made.facts}, (made.history,))
+
+
+def final_tunings(
+    p: Params, tasks: Mapping[str, Task], folder: Path, start: Path
+) -> dict[str, Chained]:
+    """The chained model tuned on all aspects at once by each of `chain.finals`.
+
+    Each view of a hand is a class here, with a text that names it.
+    """
+    split = p.split.model_copy(update={"identity": "aspect_hand"})
+    task = _all(p.model_copy(update={"split": split}), tasks)
+    past, found = Past(lenient=p.split.mode == "published"), {}
+    for name, settings in chain_finals(p).items():
+        step = ChainStep("all", task.p.aspect, "stage3b", settings, task.p.data)
+        made = taught(step, task, name, start, folder, past, task.manifest)
+        states = (State("zero_shot"), State(name, made.checkpoint))
+        learned = tuple((1, 1) for _ in tasks)
+        found[name] = Chained(states, learned, {name: made.facts}, (made.history,))
+    return found
+
+
+def lineage(p: Params, files: Sequence[Path]) -> pd.DataFrame:
+    """Whose child each file of a chain is: columns `file, sha256, parent` (first 16 of each).
+
+    The hash of every file's tensors is taken anew. Raises WeightsError where it is not the one the
+    file records, or where the file was not trained from the one before it.
+    """
+    before, rows = study_encoder(p).weights_sha256, []
+    for path in files:
+        held = read_checkpoint(path)
+        real = encoder_from(p, path).weights_sha256
+        if real != held["sha256"]:
+            raise WeightsError(f"{path}: its tensors are not those whose hash it records")
+        if held["parent"] != before:
+            raise WeightsError(f"{path} was not trained from the weights of the step before it")
+        rows.append({"file": path.name, "sha256": real[:16], "parent": before[:16]})
+        before = real
+    return pd.DataFrame(rows).set_index("file")
+
+
+def _past(p: Params, tasks: Mapping[str, Task], past: Past, k: int) -> Past:
+    """The classifier's classes: a step's own, or those of all steps, whose heads go on."""
+    if p.chain.classes == "step":
+        return past
+    if len({task.dataset for task in tasks.values()}) > 1:
+        raise ParamError("chain.classes union: the steps are of several data sets; set it to step")
+    classes = classes_of(p.split.identity, [task.manifest for task in tasks.values()])
+    return replace(past, classes=classes, inherits=k > 0)
+
+
+def _plain(p: Params) -> Any:
+    """The chain's parameters with what belongs to no single step."""
+    steps = tuple(s.model_copy(update={"recipe": "", "settings": {}}) for s in p.chain.steps)
+    return p.chain.model_copy(update={"steps": steps, "second": "none"})
+
+
+def _all(p: Params, tasks: Mapping[str, Task]) -> Task:
+    """The training rows of all tasks of the study's own data as one."""
+    mine = [task for task in tasks.values() if task.p.data == p.data]
+    if not mine:
+        raise ParamError("chain.steps: none is of the study's own data, which `data` names")
+    left = [name for name, task in tasks.items() if task.p.data != p.data]
+    if left:
+        print(f"trained on all aspects of the study's own data; not on {', '.join(left)}")
+    rows = [task.manifest[task.manifest["split"].isin(("train", "val", "select"))] for task in mine]
+    told = p.model_copy(update={"aspect": mine[0].p.aspect})
+    return Task("all", told, mine[0].table, pd.concat(rows, ignore_index=True))

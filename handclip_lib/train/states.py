@@ -1,0 +1,160 @@
+"""What a chain teaches, and what embeds photographs after each of its steps."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import lightning_fabric as lf
+import numpy as np
+import pandas as pd
+
+from handclip_lib.data import leaks, splits, tables
+from handclip_lib.data.store import open_store
+from handclip_lib.evaluate import embed
+from handclip_lib.evaluate.protocol import per_query
+from handclip_lib.models.clip import Encoder
+from handclip_lib.params import ParamError, chain_steps
+from handclip_lib.schema import Data, Params
+from handclip_lib.train.job import encoder_from
+
+
+@dataclass(frozen=True)
+class Task:
+    """An aspect of a data set: what a step teaches, and a column of the matrix.
+
+    name: `dorsal_r`, or `HD dorsal_r` on another data set than the study's; p: the study's
+    parameters with this aspect and data; table: of the whole data set.
+    """
+
+    name: str
+    p: Params
+    table: pd.DataFrame
+    manifest: pd.DataFrame
+
+    def named(self, aspect: str) -> str:
+        """The name that another aspect of the same data set has."""
+        return self.name.removesuffix(self.p.aspect) + aspect
+
+    @property
+    def dataset(self) -> str:
+        """Whose persons its numbers count: those of another set are others."""
+        return f"{self.p.data.dataset} {self.table.attrs['root']}"
+
+    @property
+    def images(self) -> list[str]:
+        """Queries and galleries, each once."""
+        testing = self.manifest["split"].isin(leaks.TESTING)
+        names: list[str] = self.manifest.loc[testing, "image"].unique().tolist()
+        return names
+
+
+@dataclass(frozen=True)
+class State:
+    """What embeds photographs at one time.
+
+    file: weights, None is the study's tower as it is; own: those of single tasks by name, where
+    each has its own.
+    """
+
+    name: str
+    file: Path | None = None
+    own: Mapping[str, Path] = field(default_factory=dict)
+
+
+Look = dict[str, tuple[list[str], np.ndarray]]  # task -> images, (N, D) unit rows
+
+
+def tasks_of(p: Params) -> dict[str, Task]:
+    """What the steps of `p.chain` teach, by name, in their order.
+
+    Raises SplitError, naming them, where a person who trains in one aspect is tested in another;
+    under `split.mode: published`, where the literature's splits have such persons, it warns.
+    """
+    if p.split.legacy_tree:
+        raise ParamError("split.legacy_tree is of one aspect; a chain needs a manifest of each")
+    found: dict[str, Task] = {}
+    read: dict[Data, pd.DataFrame] = {}
+    for step in chain_steps(p):
+        told = p.model_copy(update={"aspect": step.aspect, "data": step.data})
+        if step.data not in read:
+            read[step.data] = tables.read(told)
+        if step.name not in found:
+            manifest = splits.manifest_for(told, read[step.data])
+            found[step.name] = Task(step.name, told, read[step.data], manifest)
+    for data in read:
+        _check([task for task in found.values() if task.p.data == data])
+    return found
+
+
+def _check(tasks: Sequence[Task]) -> None:
+    manifests = [task.manifest for task in tasks]
+    if tasks[0].p.split.mode == "person_disjoint":
+        leaks.check_leaks(*manifests, across=True)
+        return
+    table = leaks.leak_table(manifests)
+    found = [f"{aspect}: {who}" for aspect, who in table["who"].items() if who]
+    if found:
+        warnings.warn(
+            "split.mode published: these test persons train in other aspects of the chain, so that"
+            f" its scores are too good ({'; '.join(found)}); person_disjoint has none",
+            stacklevel=3,
+        )
+
+
+def look(
+    state: State, tasks: Mapping[str, Task], fabric: lf.Fabric, mirrored: bool = False
+) -> Look:
+    """The retrieval features of all test photographs of all tasks, by a state's weights.
+
+    mirrored: left hands are shown mirrored, as if they were right ones, whatever the weights are
+    used to. Tasks of one data set share their arrays.
+    """
+    seen: dict[Data, tuple[list[str], np.ndarray]] = {}
+    for task in tasks.values():
+        if task.p.data not in seen:
+            alike = [other for other in tasks.values() if other.p.data == task.p.data]
+            names = list(dict.fromkeys(name for one in alike for name in one.images))
+            seen[task.p.data] = names, features_of(state, task, names, fabric, mirrored)
+    return {name: seen[task.p.data] for name, task in tasks.items()}
+
+
+def features_of(
+    state: State, task: Task, images: Sequence[str], fabric: lf.Fabric, mirrored: bool = False
+) -> np.ndarray:
+    """(N, D) unit rows of images of a task's data set, each by the weights for its aspect."""
+    aspects = task.table.set_index("image")["aspect"].loc[list(images)]
+    files = np.array([str(state.own.get(task.named(a), state.file or "")) for a in aspects])
+    names, rows = np.asarray(images), None
+    for file in dict.fromkeys(files.tolist()):
+        mine = files == file
+        encoder = encoder_from(task.p, Path(file) if file else None)
+        if mirrored:
+            encoder.preprocess = replace(encoder.preprocess, mirror_left=True)
+        z = unit_features(encoder, task, names[mine].tolist(), fabric)
+        rows = np.zeros((len(names), z.shape[1]), z.dtype) if rows is None else rows
+        rows[mine] = z
+    assert rows is not None
+    return rows
+
+
+def unit_features(
+    encoder: Encoder, task: Task, images: Sequence[str], fabric: lf.Fabric
+) -> np.ndarray:
+    """(N, D) unit rows of images of a task's data set, as `p.evaluation` has them."""
+    store, told = open_store(task.table, encoder.preprocess), task.p.evaluation
+    raw = embed.embed(encoder, store, images, fabric, told.batch_size)
+    return embed.retrieval_features(raw, told.feature)
+
+
+def answers(
+    looks: Mapping[str, Look], tasks: Mapping[str, Task], gallery: str = "own"
+) -> dict[str, dict[str, pd.DataFrame]]:
+    """{state: {task: `per_query` of it}}: what matrices and intervals are made of."""
+    return {
+        state: {
+            name: per_query(seen[name][1], seen[name][0], task.manifest, gallery)
+            for name, task in tasks.items()
+        }
+        for state, seen in looks.items()
+    }
