@@ -174,6 +174,52 @@ def make_sampler(
     return made
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """Batches of new images, each followed by one of old images; see `replayed`."""
+
+    main: Batches
+    old: Batches
+    count: int
+
+    def batches(self, epoch: int, neighbours: np.ndarray | None = None) -> list[np.ndarray]:
+        """As of `Batches`, epochs counted from 1; neighbours: of the new identities."""
+        shift, start = len(self.main.groups), (epoch - 1) * self.count
+        new = _walked(self.main, start, self.count, neighbours)
+        old = _walked(self.old, start, self.count)
+        return [np.concatenate([a, shift + b]) for a, b in zip(new, old, strict=True)]
+
+
+def replayed(main: Batches, old: Batches, count: int) -> Replayed:
+    """`count` batches an epoch, each of new images and then of old ones shown again.
+
+    Rows of old images are numbered on from those of the new. Both samplers' batches are taken in
+    turn, epoch after epoch of theirs, whatever ends meanwhile: what an epoch has no room for opens
+    the next, so that in the long run each sampler shows its images as it would alone.
+    Raises ValueError on a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"{count} batches an epoch: one is the fewest")
+    return Replayed(main, old, count)
+
+
+def replay_parts(settings: Sampler, batch_size: int, share: float) -> tuple[int, int]:
+    """How many of a batch's images are new and how many old, where `share` of them is to be old.
+
+    The old part is rounded to whole identities of `settings.images` (types pk, two_level and
+    hard). Share 0: (batch_size, 0). Raises ValueError where a part has no room for two
+    identities, or images.
+    """
+    each = settings.images if settings.type in ("pk", "two_level", "hard") else 1
+    old = round(share * batch_size / each) * each
+    if share and min(old, batch_size - old) < 2 * each:
+        raise ValueError(
+            f"replay.share {share} of a batch of {batch_size} is {old} images and leaves"
+            f" {batch_size - old}: each part needs {2 * each} or more; raise batch_size"
+        )
+    return batch_size - old, old
+
+
 def nearest_identities(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(C, C-1) int: of each identity all others, by the cosine of class means, nearest first.
 
@@ -210,6 +256,20 @@ def _check_identities(made: Batches) -> None:
             f" {made.batch_size} has room for {wanted}: batches are smaller",
             stacklevel=3,
         )
+
+
+def _walked(
+    sampler: Batches, start: int, count: int, neighbours: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Batches start … start + count - 1 (from 0) of a sampler's epochs, laid end to end."""
+    found: list[np.ndarray] = []
+    epoch = passed = 0
+    while len(found) < count:
+        epoch += 1
+        batches = sampler.batches(epoch, neighbours)
+        found += batches[max(start - passed, 0) :][: count - len(found)]
+        passed += len(batches)
+    return found
 
 
 def _fitting(groups: np.ndarray, wanted: int) -> int:
