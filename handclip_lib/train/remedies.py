@@ -103,9 +103,9 @@ def wise_ft(
     """
     last = states[-1].file
     assert last is not None
-    rows = []
+    rows, encoder, ends = [], study_encoder(p), _ends(p, [None, last])
     for alpha in p.chain.wise_ft:
-        encoder = _blended(p, tasks, [None, last], alpha)
+        _blend(p, encoder, ends, alpha, tasks)
         seen = {
             name: unit_features(encoder, task, task.images, fabric) for name, task in tasks.items()
         }
@@ -201,28 +201,33 @@ def _importance(
     return {n: v.cpu() for n, v in fisher(encoder.visual, loss_of, each).items()}
 
 
-def _blended(
-    p: Params, tasks: Mapping[str, Task], files: Sequence[Path | None], alpha: float | None
-) -> Encoder:
-    """The tower between two files (None: the study's own), or, without alpha, their mean.
+def _ends(p: Params, files: Sequence[Path | None]) -> list[dict[str, torch.Tensor]]:
+    """The weights of some files, None being the study's own tower."""
+    ends = [encoder_from(p, file) for file in files]
+    if any(end.adapter is not None for end in ends):
+        raise ParamError("chain.remedies: wise_ft and soup are for towers without an adapter")
+    return [end.model.state_dict() for end in ends]
+
+
+def _blend(
+    p: Params,
+    encoder: Encoder,
+    ends: Sequence[dict[str, torch.Tensor]],
+    alpha: float | None,
+    tasks: Mapping[str, Task],
+) -> None:
+    """Fill the encoder between the first and the last of some weights; without alpha by their mean.
 
     BatchNorms take their statistics anew from the training photographs, but at the two ends.
     """
-    ends, encoder = [encoder_from(p, file) for file in files], study_encoder(p)
-    if any(end.adapter is not None for end in ends):
-        raise ParamError("chain.remedies: wise_ft and soup are for towers without an adapter")
-    states = [end.model.state_dict() for end in ends]
-    if alpha is None:
-        mixed = soup.average(states)
-    else:
-        mixed = soup.interpolate(states[0], states[-1], alpha)
-    encoder.model.load_state_dict(mixed)
-    if len(files) == 1 or alpha in (0, 1):
-        return encoder
-    fabric = make_fabric(p)
-    fabric.to_device(encoder)
-    soup.reestimate_bn(encoder.visual, _training_batches(p, encoder, tasks, fabric))
-    return encoder
+    mean = alpha is None
+    encoder.model.load_state_dict(
+        soup.average(ends) if alpha is None else soup.interpolate(ends[0], ends[-1], alpha)
+    )
+    if (mean and len(ends) > 1) or (not mean and alpha not in (0, 1)):
+        fabric = make_fabric(p)
+        fabric.to_device(encoder)
+        soup.reestimate_bn(encoder.visual, _training_batches(p, encoder, tasks, fabric))
 
 
 def _training_batches(
@@ -254,7 +259,8 @@ def _kept_as(
     for file in filter(None, files):
         for dataset, people in read_checkpoint(file)["taught"].items():
             taught[dataset] = sorted({*taught.get(dataset, []), *people})
-    encoder = _blended(p, tasks, files, alpha)
+    encoder = study_encoder(p)
+    _blend(p, encoder, _ends(p, files), alpha, tasks)
     parent = read_checkpoint(files[-1])["sha256"] if files[-1] else ""
     more = {"taught": taught, "facts": {"alpha": alpha}}
     return save_checkpoint(path, encoder, p.model_dump(mode="json"), parent, key, more)
