@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import lightning_fabric as lf
 import pandas as pd
 
 from handclip_lib.aspects import CHAIN
@@ -19,6 +20,7 @@ from handclip_lib.schema_train import Stage3b
 from handclip_lib.train import remedies, stages
 from handclip_lib.train.classes import classes_of
 from handclip_lib.train.job import Past, Trained, encoder_from, job_of, study_encoder
+from handclip_lib.train.remedies import Sweep
 from handclip_lib.train.states import State, Task
 from handclip_lib.train.training import train
 
@@ -34,13 +36,15 @@ class Chained:
     """A chain that has been trained. states: zero-shot, then one after each step.
 
     learned: for each task the first and the last step, from 1, that taught it; facts: of each
-    step's training, by the name of its file; histories: a frame of each step that was trained here.
+    step's training, by the name of its file; histories: a frame of each step that was trained here;
+    sweep: of WiSE-FT alone.
     """
 
     states: tuple[State, ...]
     learned: tuple[tuple[int, int], ...]
     facts: Mapping[str, Mapping[str, Any]]
     histories: tuple[pd.DataFrame, ...] = ()
+    sweep: Sweep | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -137,6 +141,40 @@ def learned_in(steps: Sequence[str], tasks: Sequence[str]) -> tuple[tuple[int, i
     """For each task the first and the last step, counted from 1, that taught it."""
     places = [[k for k, name in enumerate(steps, 1) if name == task] for task in tasks]
     return tuple((found[0], found[-1]) for found in places)
+
+
+def compared(p: Params, tasks: Mapping[str, Task], folder: Path, first: Path) -> dict[str, Chained]:
+    """What the study holds its chain against: another order, a model for each aspect, one for all.
+
+    folder: each has its own in it; first: weights of the chain's first step.
+    """
+    found: dict[str, Chained] = {}
+    order = second_order(p)
+    if order:
+        found["second_order"] = run_chain(p, tasks, folder / "second", order=order)
+    if "single" in p.chain.bounds:
+        found["single"] = single_models(p, tasks, folder / "single", first)
+    joint = joint_model(p, tasks, folder / "joint") if "joint" in p.chain.bounds else None
+    return found | ({"joint": joint} if joint else {})
+
+
+def with_remedies(
+    p: Params, tasks: Mapping[str, Task], chained: Chained, folder: Path, fabric: lf.Fabric
+) -> dict[str, Chained]:
+    """The chain again with each of `p.chain.remedies`, by name; those of weights train nothing."""
+    found: dict[str, Chained] = {}
+    for remedy in p.chain.remedies:
+        here, states = folder / remedy, chained.states
+        if remedy == "wise_ft":
+            states, sweep = remedies.wise_ft(p, tasks, states, here, fabric)
+            found[remedy] = Chained(states, chained.learned, {}, (), sweep)
+        elif remedy == "soup":
+            states = remedies.checkpoint_soup(p, tasks, states, here)
+            found[remedy] = Chained(states, chained.learned, {})
+        else:
+            first = None if remedy in ("lora", "vpt") else chained.files[0]
+            found[remedy] = run_chain(p, tasks, here, remedy, first=first)
+    return found
 
 
 def single_models(p: Params, tasks: Mapping[str, Task], folder: Path, first: Path) -> Chained:

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from handclip_lib.data.store import open_store
 from handclip_lib.device import make_fabric
-from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.losses import build_loss
 from handclip_lib.models import soup
 from handclip_lib.models.checkpoint import read_checkpoint, save_checkpoint
@@ -75,16 +74,17 @@ def per_aspect(step: ChainStep, chain: Chain, remedy: str) -> Stage3b:
 
 
 @dataclass(frozen=True)
-class Blend:
-    """Weights between a chain's: what they are used for, and how they were chosen.
+class Sweep:
+    """WiSE-FT's weights between start (0) and end (1). alpha: the one that is kept; how: in words.
 
-    states: as of a chain, zero-shot first; sweep: a row an alpha (`alpha`, `held` mAP of held-out
-    training persons, and each task's mAP), None for a soup; alpha: the one that is kept.
+    held: by alpha, mAP of held-out training persons, NaN without; answers: {alpha: {task:
+    `per_query`}} of the test's queries, which choose nothing.
     """
 
-    states: tuple[State, ...]
-    sweep: pd.DataFrame | None = None
-    alpha: float | None = None
+    alpha: float
+    how: str
+    held: Mapping[str, float]
+    answers: Mapping[str, Mapping[str, pd.DataFrame]]
 
 
 def wise_ft(
@@ -93,49 +93,44 @@ def wise_ft(
     states: Sequence[State],
     folder: Path,
     fabric: lf.Fabric,
-) -> Blend:
+) -> tuple[tuple[State, ...], Sweep]:
     """Each step's weights, drawn towards those before the chain; nothing is trained.
 
     alpha, the share of the trained weights, is the one of `p.chain.wise_ft` with the best mean mAP
     of held-out training persons over the tasks after the last step (of equals the larger); without
-    such persons 0.5, which is said. The test's own figures are shown, and choose nothing. Wortsman
-    et al. 2022, arXiv:2109.01903.
+    such persons 0.5. Wortsman et al. 2022, arXiv:2109.01903.
     """
-    last = states[-1].file
-    assert last is not None
-    rows, encoder, ends = [], study_encoder(p), _ends(p, [None, last])
+    encoder, ends = study_encoder(p), _ends(p, [None, states[-1].file])
+    held, found = dict[str, float](), dict[str, dict[str, pd.DataFrame]]()
     for alpha in p.chain.wise_ft:
         _blend(p, encoder, ends, alpha, tasks)
         seen = {
-            name: unit_features(encoder, task, task.images, fabric) for name, task in tasks.items()
+            n: (t.images, unit_features(encoder, t, t.images, fabric)) for n, t in tasks.items()
         }
-        found = answers({"": {n: (tasks[n].images, z) for n, z in seen.items()}}, tasks)[""]
-        scores = {name: float(frame[METRICS["map"]].mean()) for name, frame in found.items()}
-        rows.append({"alpha": alpha, "held": _held(encoder, tasks, fabric)} | scores)
-    sweep = pd.DataFrame(rows)
-    alpha = 0.5
-    if sweep["held"].notna().all():
-        best = sweep[sweep["held"] == sweep["held"].max()]
-        alpha = float(best["alpha"].max())
+        found[f"{alpha:g}"] = answers({"": seen}, tasks)[""]
+        held[f"{alpha:g}"] = _held(encoder, tasks, fabric)
+    if np.isfinite(list(held.values())).all():
+        alpha = max(p.chain.wise_ft, key=lambda a: (held[f"{a:g}"], a))
+        how = "by the mAP of held-out training persons"
     else:
-        print("no training persons are held out to choose WiSE-FT's alpha: it is 0.5")
+        alpha, how = 0.5, "beforehand: no training persons are held out to choose it"
     made = [states[0]]
     for k, state in enumerate(states[1:], 1):
         path = _kept_as(p, tasks, [None, state.file], alpha, folder / f"step{k}.pth")
         made.append(State(state.name, path))
-    return Blend(tuple(made), sweep, alpha)
+    return tuple(made), Sweep(alpha, how, held, found)
 
 
 def checkpoint_soup(
     p: Params, tasks: Mapping[str, Task], states: Sequence[State], folder: Path
-) -> Blend:
+) -> tuple[State, ...]:
     """After each step the mean of the weights of all steps so far; nothing is trained."""
     made, files = [states[0]], []
     for k, state in enumerate(states[1:], 1):
         files.append(state.file)
         path = _kept_as(p, tasks, files, None, folder / f"step{k}.pth")
         made.append(State(state.name, path))
-    return Blend(tuple(made))
+    return tuple(made)
 
 
 def _same(one: Task, other: Task) -> bool:

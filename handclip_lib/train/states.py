@@ -12,6 +12,7 @@ import pandas as pd
 from handclip_lib.data import leaks, splits, tables
 from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import embed
+from handclip_lib.evaluate.cross import cross_scores
 from handclip_lib.evaluate.protocol import per_query
 from handclip_lib.models.clip import Encoder
 from handclip_lib.params import ParamError, chain_steps
@@ -82,6 +83,11 @@ def tasks_of(p: Params) -> dict[str, Task]:
         if step.name not in found:
             manifest = splits.manifest_for(told, read[step.data])
             found[step.name] = Task(step.name, told, read[step.data], manifest)
+    if p.aspect not in found:
+        raise ParamError(
+            f"aspect {p.aspect} is not taught by this chain, so that nothing can be shown of it;"
+            f" pass one of {', '.join(found)}"
+        )
     for data in read:
         _check([task for task in found.values() if task.p.data == data])
     return found
@@ -145,6 +151,45 @@ def unit_features(
     store, told = open_store(task.table, encoder.preprocess), task.p.evaluation
     raw = embed.embed(encoder, store, images, fabric, told.batch_size)
     return embed.retrieval_features(raw, told.feature)
+
+
+def answered(
+    chains: Mapping[str, Sequence[State]],
+    tasks: Mapping[str, Task],
+    fabric: lf.Fabric,
+) -> dict[str, dict[str, dict[str, pd.DataFrame]]]:
+    """{chain: {state: {task: `per_query` of it}}}, own galleries; equal states count once."""
+    known: dict[str, dict[str, pd.DataFrame]] = {}
+    found: dict[str, dict[str, dict[str, pd.DataFrame]]] = {}
+    for name, states in chains.items():
+        found[name] = {}
+        for state in states:
+            key = f"{state.file} {sorted(state.own.items())}"
+            if key not in known:
+                known[key] = answers({"": look(state, tasks, fabric)}, tasks)[""]
+            found[name][state.name] = known[key]
+    return found
+
+
+def across(
+    p: Params,
+    state: State,
+    tasks: Mapping[str, Task],
+    fabric: lf.Fabric,
+    mirrored: bool = False,
+    metric: str = "map",
+) -> dict[str, np.ndarray]:
+    """`cross_scores` of a state among the aspects of the study's own data, in the tasks' order."""
+    mine = {name: task for name, task in tasks.items() if task.p.data == p.data}
+    images, z = next(iter(look(state, mine, fabric, mirrored).values()))
+    place = {image: row for row, image in enumerate(images)}
+    return cross_scores(
+        lambda names: z[[place[name] for name in names]],
+        {task.p.aspect: task.manifest for task in mine.values()},
+        metric,
+        p.evaluation.bootstrap,
+        p.seed,
+    )
 
 
 def answers(
