@@ -17,6 +17,7 @@ from handclip_lib.report.pooled import pooled, pooled_table
 from handclip_lib.report.results import Finished, finished_runs, results, seed_means
 from handclip_lib.report.runs import replace_text, reports_root
 from handclip_lib.report.sweeps import comparison, over_seeds
+from handclip_lib.report.transfers import pooled_transfers, transfers_table
 from handclip_lib.schema import Params
 
 _SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
@@ -28,8 +29,8 @@ def write_index(p: Params) -> Path:
     """Write a study's index.html and its tables as CSV; returns index.html's path.
 
     results.csv: every number; means.csv: means over seeds, where there are several; pooled.csv:
-    paired tests over all aspects and seeds together. Every number comes from a
-    metrics.json; ValueError when the study has no finished run.
+    paired tests over all aspects and seeds together; transfers.csv: chains over all seeds. Every
+    number comes from a metrics.json; ValueError when the study has no finished run.
     """
     root = reports_root(p) / p.study
     runs = finished_runs(root)
@@ -43,9 +44,13 @@ def write_index(p: Params) -> Path:
     together = pooled(runs)
     if len(together):
         replace_text(root / "pooled.csv", _csv(together))
+    transfers = pooled_transfers(runs)
+    if len(transfers):
+        replace_text(root / "transfers.csv", _csv(transfers))
     titles = list(dict.fromkeys(run.metrics["data"] for run in runs))
     parts = [_head(p.study, p.experiment, titles, runs), _headline(runs)]
-    parts += [pooled_table(together), comparison(numbers), over_seeds(means)]
+    parts += [pooled_table(together), transfers_table(transfers)]
+    parts += [comparison(numbers), over_seeds(means)]
     parts += [_zero_shot(runs), _unfinished(root), _runs(runs, root), _provenance(runs)]
     title = f"{p.study} · {', '.join(titles)}"
     replace_text(root / "index.html", page(title, "\n".join(filter(None, parts))))
