@@ -80,6 +80,8 @@ def test_a_task_that_is_taught_twice_counts_from_its_first_and_its_last_step():
     later = transfer(R[:4, :2], [(2, 3), (1, 1)])
     assert later["forward"] == pytest.approx(0.9 - 0.5)
     assert later["backward"] == pytest.approx(0.9 - 0.6)
+    followed = transfer(R[:, :2], [(1, 3), (4, 4)])
+    assert followed["backward"] == pytest.approx(0.7 - 0.6)  # against row 3, not row 1
 
 
 def test_without_a_task_of_the_kind_there_is_no_number():
