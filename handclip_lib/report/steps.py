@@ -1,14 +1,21 @@
-"""Tables of a chain: its steps, what they cost, and its last model on every aspect."""
+"""A chain in numbers: its steps, what they cost, what was kept, its last model on every aspect."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from handclip_lib.evaluate import transfer
+from handclip_lib.report.chains import wise_curve
 from handclip_lib.report.heats import task_name
 from handclip_lib.report.summary import percent
-from handclip_lib.train.chain import file_names, ordered
+from handclip_lib.train.chain import Chained, file_names, ordered
+from handclip_lib.train.remedies import Sweep
 from handclip_lib.train.states import Task
+
+Frames = Mapping[str, Mapping[str, pd.DataFrame]]  # state, task
 
 _SCORES = (("rank1", "rank-1"), ("map", "mAP"))
 _GALLERIES = ("own", "all")
@@ -78,3 +85,71 @@ def aspect_table(
     frame.index = pd.MultiIndex.from_tuples(list(rows), names=["aspect", "gallery"])
     frame.columns = pd.MultiIndex.from_tuples([tuple(name) for name in frame.columns])
     return frame
+
+
+def cells_of(frames: Mapping[str, Frames], tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
+    """{chain: {metric: `transfer.cells`}} of what `states.answered` gives."""
+    known = list(dict.fromkeys(task.dataset for task in tasks.values()))
+    several = {n: f"set {known.index(t.dataset) + 1}" for n, t in tasks.items()}
+    sets = several if len(known) > 1 else None
+    return {
+        name: {metric: transfer.cells(of, metric, sets) for metric, _ in _SCORES}
+        for name, of in frames.items()
+    }
+
+
+def judged(
+    cells: Mapping[str, Mapping[str, transfer.Cells]],
+    chains: Mapping[str, Chained],
+    samples: int,
+    seed: int,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{chain: {metric: …}}: `matrix` with `ci95`, `transfer` with `transfer_ci95`, as lists.
+
+    Intervals resample persons, over all cells of a chain together.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, by_metric in cells.items():
+        found[name] = {}
+        for metric, of in by_metric.items():
+            learned, r = chains[name].learned, transfer.matrix(of)
+            spread = transfer.intervals(of, learned, samples, seed)
+            found[name][metric] = {
+                "rows": list(of.rows),
+                "tasks": list(of.tasks),
+                "matrix": r.tolist(),
+                "ci95": spread.pop("matrix").tolist(),
+                "transfer": transfer.transfer(r, learned),
+                "transfer_ci95": spread,
+            }
+    return found
+
+
+def sweep_curve(
+    sweep: Sweep, tasks: Mapping[str, Task], samples: int, seed: int, title: str
+) -> Figure:
+    """mAP of every task over WiSE-FT's alpha, with the mean's interval."""
+    alphas = list(sweep.answers)
+    of = cells_of({"": sweep.answers}, tasks)[""]["map"]
+    r, ends = transfer.matrix(of), []
+    for alpha in alphas:
+        one = cells_of({"": {"start": sweep.answers[alpha], "end": sweep.answers[alpha]}}, tasks)
+        spread = transfer.intervals(one[""]["map"], [(1, 1)] * len(tasks), samples, seed)
+        ends.append(spread["average"])
+    low, high = np.array(ends).T
+    by_task = {task: r[:, j] for j, task in enumerate(of.tasks)}
+    values = [float(alpha) for alpha in alphas]
+    return wise_curve(
+        values, by_task, r.mean(axis=1), low, high, sweep.alpha, title, "mAP", sweep.how
+    )
+
+
+def plain_cross(crosses: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
+    """`states.across` of several ways to look, for JSON: None where a pair has no number."""
+    return {
+        words: {
+            name: [[None if np.isnan(v) else v for v in row] for row in values.tolist()]
+            for name, values in cross.items()
+        }
+        for words, cross in crosses.items()
+    }
