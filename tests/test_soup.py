@@ -119,6 +119,17 @@ def test_deep_statistics_are_those_of_a_tower_that_normalises_by_the_batch(image
     torch.testing.assert_close(plain.pool, batch.pool, rtol=0.05, atol=0.02)
 
 
+def test_everything_but_batchnorm_is_as_in_use(images):
+    """Dropout, were there any, would change the statistics of all that follows it."""
+    plain, dropping = load_encoder("tiny_rn", "").visual, load_encoder("tiny_rn", "").visual
+    dropping.layer1.append(nn.Dropout(0.5))
+    for visual in (plain, dropping):
+        reestimate_bn(visual.train(), [images[:4]])
+    torch.testing.assert_close(
+        dropping.layer2[0].bn1.running_mean, plain.layer2[0].bn1.running_mean
+    )
+
+
 def test_a_tower_without_batchnorm_asks_for_no_images():
     def images():
         raise AssertionError("asked for")
