@@ -28,6 +28,7 @@ from handclip_lib.report.stamp import library_sha256
 from handclip_lib.schema import Params
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_ACROSS = ("05_sequential_chain",)
 _ENDING_S = 20  # for a run to end its kernel before it is killed
 
 
@@ -113,7 +114,10 @@ def plan(
     seeds: Sequence[int] | None,
     others: Sequence[str] | None = None,
 ) -> list[list[Task]]:
-    """The study's runs: a list for each seed and aspect, the study before its variants."""
+    """The study's runs: a list for each seed and aspect, the study before its variants.
+
+    A notebook that looks at all aspects is run once a seed, for the first of them.
+    """
     told = read_study(study)
     files = list(dict.fromkeys(find_notebook(name) for name in notebooks or told.notebooks))
     files = files or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -126,6 +130,7 @@ def plan(
             Task(f, load(aspect, study, seed, tag))
             for tag in ("", *told.sweep)
             for f in (brief if place else files)
+            if not place or f.stem not in _ACROSS
         ]
         for seed in dict.fromkeys(seeds or told.seeds or (0,))
         for place, aspect in enumerate(chosen)
