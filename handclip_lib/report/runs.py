@@ -30,7 +30,7 @@ _RESULTS = (
     *("stamp.json", "manifest.csv", "manifest.sha256"),
     *("figures", "report.ipynb", "report.html"),
 )
-_OWN_FOLDERS = ("figures", "checkpoints", "chains")  # a tag of that name would lie inside another run
+_OWN_FOLDERS = ("figures", "checkpoints", "chains")  # a tag of that name would lie inside
 
 
 @dataclass(frozen=True)
