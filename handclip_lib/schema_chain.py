@@ -65,6 +65,7 @@ class Chain(Node):
     )
     recipe: str = "stage1"  # as a step's
     settings: dict[str, Any] = {}  # what differs from the recipe's own settings at every step
+    mode: Literal["person_disjoint", "published"] = "person_disjoint"  # in place of `split.mode`
     classes: Literal["step", "union"] = "step"  # a new classifier a step, or one over all steps
     # Another order of the same steps, by their names, to compare with
     second: Literal["reversed", "none"] | tuple[str, ...] = "reversed"

@@ -26,6 +26,7 @@ from handclip_lib.report.notebook import find_notebook
 from handclip_lib.report.runs import differences, read_json, run_folder
 from handclip_lib.report.stamp import library_sha256
 from handclip_lib.schema import Params
+from handclip_lib.train.states import in_chain
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _ACROSS = ("05_sequential_chain",)
@@ -204,7 +205,8 @@ def _same_data(task: Task, table: pd.DataFrame) -> bool:
     if saved["data"] != table.attrs["title"]:
         return False
     digest = saved["manifest_sha256"]
-    return digest is None or digest == _digest(task.params, table)
+    p = in_chain(task.params) if task.notebook.stem in _ACROSS else task.params
+    return digest is None or digest == _digest(p, table)
 
 
 def _run_chains(work: _Work, chains: list[list[Task]], jobs: int) -> None:

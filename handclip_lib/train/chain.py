@@ -76,7 +76,7 @@ def run_chain(
         if k == 0 and first is not None:
             path, facts[name] = first, read_checkpoint(first)["facts"]
         else:
-            past, manifest = Past(lenient=p.split.mode == "published"), task.manifest
+            past, manifest = Past(lenient=p.chain.mode == "published"), task.manifest
             if alone:
                 step = replace(step, settings=remedies.per_aspect(step, p.chain, remedy))
             else:
@@ -179,7 +179,7 @@ def with_remedies(
 
 def single_models(p: Params, tasks: Mapping[str, Task], folder: Path, first: Path) -> Chained:
     """A model for each task alone, from the study's tower; `first`: of the chain's first step."""
-    lenient = Past(lenient=p.split.mode == "published")
+    lenient = Past(lenient=p.chain.mode == "published")
     own, facts = dict[str, Path](), dict[str, Any]()
     for step in chain_steps(p):
         if step.name in own:
@@ -204,7 +204,7 @@ def joint_model(p: Params, tasks: Mapping[str, Task], folder: Path) -> Chained |
         print("no joint model: the chain's recipe has a text for each aspect")
         return None
     task = _all(p, tasks)
-    past = Past(lenient=p.split.mode == "published")
+    past = Past(lenient=p.chain.mode == "published")
     made = taught(step, task, "joint", None, folder, past, task.manifest)
     states = (State("zero_shot"), State("joint", made.checkpoint))
     return Chained(states, tuple((1, 1) for _ in tasks), {"joint": made.facts}, (made.history,))
@@ -217,9 +217,10 @@ def final_tunings(
 
     Each view of a hand is a class here, with a text that names it.
     """
-    split = p.split.model_copy(update={"identity": "aspect_hand"})
-    task = _all(p.model_copy(update={"split": split}), tasks)
-    past, found = Past(lenient=p.split.mode == "published"), {}
+    task = _all(p, tasks)
+    split = task.p.split.model_copy(update={"identity": "aspect_hand"})
+    task = replace(task, p=task.p.model_copy(update={"split": split}))
+    past, found = Past(lenient=p.chain.mode == "published"), {}
     for name, settings in chain_finals(p).items():
         step = ChainStep("all", task.p.aspect, "stage3b", settings, task.p.data)
         made = taught(step, task, name, start, folder, past, task.manifest)
@@ -273,5 +274,4 @@ def _all(p: Params, tasks: Mapping[str, Task]) -> Task:
     if left:
         print(f"trained on all aspects of the study's own data; not on {', '.join(left)}")
     rows = [task.manifest[task.manifest["split"].isin(("train", "val", "select"))] for task in mine]
-    told = p.model_copy(update={"aspect": mine[0].p.aspect})
-    return Task("all", told, mine[0].table, pd.concat(rows, ignore_index=True))
+    return Task("all", mine[0].p, mine[0].table, pd.concat(rows, ignore_index=True))

@@ -70,14 +70,15 @@ def tasks_of(p: Params) -> dict[str, Task]:
     """What the steps of `p.chain` teach, by name, in their order.
 
     Raises SplitError, naming them, where a person who trains in one aspect is tested in another;
-    under `split.mode: published`, where the literature's splits have such persons, it warns.
+    under `chain.mode: published`, where the literature's splits have such persons, it warns.
     """
     if p.split.legacy_tree:
         raise ParamError("split.legacy_tree is of one aspect; a chain needs a manifest of each")
     found: dict[str, Task] = {}
     read: dict[Data, pd.DataFrame] = {}
+    mine = in_chain(p)
     for step in chain_steps(p):
-        told = p.model_copy(update={"aspect": step.aspect, "data": step.data})
+        told = mine.model_copy(update={"aspect": step.aspect, "data": step.data})
         if step.data not in read:
             read[step.data] = tables.read(told)
         if step.name not in found:
@@ -93,6 +94,11 @@ def tasks_of(p: Params) -> dict[str, Task]:
     return found
 
 
+def in_chain(p: Params) -> Params:
+    """The parameters by which an aspect is split where it is one of several: `chain.mode`."""
+    return p.model_copy(update={"split": p.split.model_copy(update={"mode": p.chain.mode})})
+
+
 def _check(tasks: Sequence[Task]) -> None:
     manifests = [task.manifest for task in tasks]
     if tasks[0].p.split.mode == "person_disjoint":
@@ -102,7 +108,7 @@ def _check(tasks: Sequence[Task]) -> None:
     found = [f"{aspect}: {who}" for aspect, who in table["who"].items() if who]
     if found:
         warnings.warn(
-            "split.mode published: these test persons train in other aspects of the chain, so that"
+            "chain.mode published: these test persons train in other aspects of the chain, so that"
             f" its scores are too good ({'; '.join(found)}); person_disjoint has none",
             stacklevel=3,
         )
