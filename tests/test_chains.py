@@ -239,12 +239,14 @@ def test_all_aspects_colours_a_photograph_by_its_aspect_on_shared_axes():
 
 
 def test_table_gives_means_in_per_cent_and_changes_with_their_sign():
-    table = transfers.transfer_table({n: {"rank1": t, "map": t} for n, t in TOLD.items()})
+    lower = {n: told({k: v and v - 0.1 for k, v in of.items()}) for n, of in SPREADS.items()}
+    both = {n: {"rank1": TOLD[n], "map": lower[n]} for n in TOLD}
+    table = transfers.transfer_table(both)
     assert table.index.tolist() == list(TOLD) and table.index.name == "chain"
     row = table.loc["replay", "mAP"]
-    assert row["average (%)"] == "60.0 (55.0–65.0)"
-    assert row["forgetting (points)"] == "−10.0 (−15.0 to −5.0)"
-    assert row["forward (points)"] == "+1.0 (−4.0 to +6.0)"
+    assert row["average (%)"] == "50.0 (45.0–55.0)"
+    assert row["forgetting (points)"] == "−20.0 (−25.0 to −15.0)"
+    assert table.loc["replay", "rank-1"]["forward (points)"] == "+1.0 (−4.0 to +6.0)"
     assert table.loc["joint", "rank-1"].tolist() == ["70.0 (65.0–75.0)", "–", "–", "–"]
 
 
