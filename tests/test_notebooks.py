@@ -172,9 +172,7 @@ def test_the_baseline_of_stage2_trains_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.notebook
-@pytest.mark.parametrize(
-    "name", ["01_baseline", "02_stage1", "03_stage2_losses", "04_prompt_learning"]
-)
+@pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n != "00_splits"])
 @pytest.mark.parametrize("tower", ["ViT-B-16-quickgelu", "RN50-quickgelu", "tiny_rn"])
 def test_other_towers(tower: str, name: str, tmp_path: Path) -> None:
     """Full-size towers with random weights, and the small ResNet with its own."""
@@ -197,6 +195,8 @@ def test_other_towers(tower: str, name: str, tmp_path: Path) -> None:
         "stage3b.epochs": "1",
         "stage3b.batch_size": "8",
         "stage3b.variants": "[clip_reid, promptsg, lora]",
+        "chain.remedies": "[wise_ft]",
+        "chain.wise_ft": "[0, 0.5]",
     }
     told = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
     told += ["--tag", "big"]
