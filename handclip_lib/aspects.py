@@ -52,5 +52,10 @@ ASPECTS = {
 }
 LEFT = ("dorsal_l", "palmar_l")  # views of left hands
 CHAIN = ("dorsal_r", "dorsal_l", "palmar_r", "palmar_l")  # the four, in the user's order
+# The files of a chain in that order, by how many steps are done
+CHAIN_FILES = tuple(
+    f"handclip_finetuned_{name}"
+    for name in ("dorsal_r", "dorsal_rl", "dorsal_rlp", "final_all_views")
+)
 OFFSETS = (11_000_000, 21_000_000, 31_000_000)  # identity offsets of gallery_all's distractors
 BY_METADATA = {a.metadata: a.name for a in ASPECTS.values()}

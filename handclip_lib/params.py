@@ -5,7 +5,7 @@ Relative paths in a study are relative to the project root, wherever the study l
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.schema import Data, Params, leaves
 from handclip_lib.schema_base import Node, did_you_mean
-from handclip_lib.schema_train import LossSpec, Stage1, Stage2, Stage3b, Training
+from handclip_lib.schema_chain import Chain
+from handclip_lib.schema_train import LossSpec, Stage3b, Training
 from handclip_lib.study_file import (
     FILE_KEYS,
     MODEL_ALIASES,
@@ -39,6 +40,7 @@ __all__ = [
     "ParamError",
     "cache_dir",
     "chain_finals",
+    "chain_recipe",
     "chain_steps",
     "guided_variants",
     "load",
@@ -149,6 +151,7 @@ def chain_steps(p: Params) -> tuple[ChainStep, ...]:
         data = _laid(p.data, step.data, f"{where}.data")
         apart = "" if data == p.data else f"{data.dataset} "
         made.append(ChainStep(f"{apart}{step.aspect}", step.aspect, kind, settings, data))
+    _check_chain(p.chain, made)
     second, names = p.chain.second, [step.name for step in made]
     if not isinstance(second, str) and sorted(second) != sorted(names):
         raise ParamError(f"chain.second: {', '.join(second)} are not the steps {', '.join(names)}")
@@ -166,6 +169,29 @@ def chain_finals(p: Params) -> dict[str, Stage3b]:
                 " or none are for all"
             )
     return found
+
+
+def chain_recipe(p: Params) -> ChainStep:
+    """The chain's recipe and settings, without those of single steps, on the study's own data."""
+    first = chain_steps(p)[0]
+    kind, settings = _recipe(p, p.chain.recipe, "chain")
+    settings = _laid(settings, p.chain.settings, "chain.settings")
+    return ChainStep("all", first.aspect, kind, settings, p.data)
+
+
+def _check_chain(told: Chain, steps: Sequence[ChainStep]) -> None:
+    """Refuse remedies and classes that a recipe can't have, before anything is trained."""
+    texts = {s.settings.text for s in steps if isinstance(s.settings, Stage3b)} - {"none", "pseudo"}
+    if texts and (told.classes == "union" or "replay" in told.remedies):
+        raise ParamError(
+            f"chain: a recipe with text {', '.join(sorted(texts))} has texts for a step's own"
+            " persons: set classes to step, and leave replay out of remedies"
+        )
+    asking = [word for word in ("ewc", "lora", "vpt") if word in told.remedies]
+    if asking and any(not step.settings.losses for step in steps):
+        raise ParamError(f"chain.remedies: {asking[0]} needs a recipe with losses of its own")
+    if told.classes == "union" and len({step.data for step in steps}) > 1:
+        raise ParamError("chain.classes union: the steps are of several data sets; set it to step")
 
 
 def _recipe(p: Params, told: str, where: str) -> tuple[str, Training]:
@@ -210,16 +236,8 @@ def _laid(branch: _Branch, told: Mapping[str, Any], where: str) -> _Branch:
     try:
         return type(branch).model_validate(tree)
     except ValidationError as error:
-        words = (f"{where}: {_explain(e, *_ABOVE[type(branch)])}" for e in error.errors())
+        words = (f"{where}: {_explain(e, type(branch).__name__.lower())}" for e in error.errors())
         raise ParamError("\n".join(words)) from None
-
-
-_ABOVE: dict[type[Node], tuple[str, ...]] = {
-    Data: ("data",),
-    Stage1: ("stage1",),
-    Stage2: ("stage2",),
-    Stage3b: ("stage3b",),
-}
 
 
 def _short(loss: LossSpec) -> str:

@@ -86,6 +86,13 @@ class Chain(Node):
             raise ValueError("a chain has two steps or more")
         return value
 
+    @field_validator("wise_ft")
+    @classmethod
+    def _both_ends(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(value) < 2:
+            raise ValueError("two shares or more, from 0 (the start) to 1 (the end)")
+        return value
+
     @field_validator("wise_ft", "remedies", "bounds")
     @classmethod
     def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:

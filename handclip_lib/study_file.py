@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 
 from handclip_lib.schema_base import did_you_mean
+from handclip_lib.schema_chain import REMEDIES
 
 ROOT = Path(__file__).resolve().parent.parent  # the project: notebooks/, params/, reports/ lie here
 FILE_KEYS = ("extends", "sweep", "notebooks", "seeds")
-_TAKEN = ("zero_shot", "stage1", "prompts")
+_TAKEN = ("zero_shot", "stage1", "prompts", "chain", "second_order", "single", "joint", *REMEDIES)
 _NAMED = ("aspect", "study", "seed", "tag")  # arguments of their own
 
 

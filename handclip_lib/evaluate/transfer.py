@@ -138,9 +138,9 @@ def intervals(
 
     Persons are drawn with replacement from those of all tasks, once for each resample, and bring
     their queries of every task and row: cells share persons, so that they vary together. A resample
-    that leaves a task without a person is drawn again. Returns `matrix` (R, T, 2), and (low, high)
-    by name, None where `transfer` has None. As `statistics.person_bootstrap`, rough below some 20
-    persons. `forgetting` holds a maximum of uncertain numbers, which chance raises, and in a
+    that leaves a task without a person is drawn again. Returns `matrix` (R, T, 2), `averages`
+    (R, 2) of its rows, and (low, high) by name, None where `transfer` has None. As
+    `statistics.person_bootstrap`, rough below some 20 persons. `forgetting` holds a maximum of uncertain numbers, which chance raises, and in a
     resample once more: where rows are close its interval lies too high and may miss a true 0;
     `backward` has no such lean. Raises ValueError with fewer than two persons in a task.
     """
@@ -148,10 +148,27 @@ def intervals(
         raise ValueError(f"samples={samples} must be at least 1 and level={level} in (0, 1)")
     means = _means(of, _times(of, samples, seed))  # (B, R, T)
     ends = [(1 - level) / 2, (1 + level) / 2]
-    found: dict[str, Any] = {"matrix": np.moveaxis(np.quantile(means, ends, axis=0), 0, -1)}
+    found: dict[str, Any] = {
+        "matrix": np.moveaxis(np.quantile(means, ends, axis=0), 0, -1),
+        "averages": np.quantile(means.mean(axis=-1), ends, axis=0).T,
+    }
     for name, values in _scalars(means, learned).items():
         found[name] = None if values is None else _pair(np.quantile(values, ends))
     return found
+
+
+def judged(of: Cells, learned: Learned, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """`matrix` with `ci95` and `transfer` with `transfer_ci95` of a chain, as plain lists."""
+    r, spread = matrix(of), intervals(of, learned, samples, seed)
+    return {
+        "rows": list(of.rows),
+        "tasks": list(of.tasks),
+        "matrix": r.tolist(),
+        "ci95": spread.pop("matrix").tolist(),
+        "averages_ci95": spread.pop("averages").tolist(),
+        "transfer": transfer(r, learned),
+        "transfer_ci95": spread,
+    }
 
 
 def compare(

@@ -79,7 +79,8 @@ def transfer_forest(chains: Mapping[str, Mapping[str, Any]], title: str, metric:
     """Average, backward and forward transfer, and forgetting: a panel each, a row a chain.
 
     chains: {name: told} as `transfers.scalar` takes it; metric: its words, "rank-1". A dotted line
-    is at the average of the first. Green and red where the interval of a change excludes zero.
+    is at the average of the first. Green and red where the interval of a change excludes
+    zero; not of forgetting, a maximum less a number, which chance alone lifts above it.
     """
     if not chains:
         return saying(title, "no chain was taught")
@@ -100,7 +101,7 @@ def transfer_forest(chains: Mapping[str, Mapping[str, Any]], title: str, metric:
         grid_lines(ax, "x")
     for ax in axes[0, 1:]:
         ax.tick_params(labelleft=False)
-    note = "95 % intervals over persons; green and red: changes whose interval excludes zero;"
+    note = "95 % intervals over persons; green and red: transfer whose interval excludes zero;"
     note += " –: no such number"
     fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
     return fig
@@ -111,9 +112,8 @@ def _forest_row(ax: Axes, at: int, told: tuple[float, float, float] | None, name
     if told is not None:
         value, low, high = told
         is_change = name != SCALARS[0]
-        is_good = (value > 0) != (name == "forgetting")
-        sure = is_change and low * high > 0
-        colour = (GOOD if is_good else BAD) if sure else INK
+        sure = is_change and name != "forgetting" and low * high > 0
+        colour = (GOOD if value > 0 else BAD) if sure else INK
         ax.plot([low, high], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
         ax.plot(value, at, marker="o", color=colour, markersize=6)
         words = _points(value) if is_change else f"{100 * value:.1f} %"

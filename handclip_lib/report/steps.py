@@ -8,22 +8,21 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from handclip_lib.evaluate import transfer
+from handclip_lib.evaluate.protocol import GALLERIES
 from handclip_lib.report.chains import wise_curve
 from handclip_lib.report.heats import task_name
 from handclip_lib.report.summary import percent
-from handclip_lib.train.chain import Chained, file_names, ordered
-from handclip_lib.train.remedies import Sweep
+from handclip_lib.report.sweeps import SHOWN
+from handclip_lib.schema import Params
+from handclip_lib.train.blends import Sweep
+from handclip_lib.train.chain import file_names, ordered
 from handclip_lib.train.states import Task
 
 Frames = Mapping[str, Mapping[str, pd.DataFrame]]  # state, task
 
-_SCORES = (("rank1", "rank-1"), ("map", "mAP"))
-_GALLERIES = ("own", "all")
 
-
-def steps_table(tasks: Mapping[str, Task]) -> pd.DataFrame:
+def steps_table(p: Params, tasks: Mapping[str, Task]) -> pd.DataFrame:
     """A row a step: what it teaches, how, on how many images and persons, and its file."""
-    p = next(iter(tasks.values())).p
     steps = ordered(p)
     rows = []
     for step, name in zip(steps, file_names(steps), strict=True):
@@ -68,23 +67,19 @@ def effort_table(facts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.Dat
 def aspect_table(
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]], models: Sequence[str]
 ) -> pd.DataFrame:
-    """Rank-1 and mAP of some models on every task, a row a task and gallery, in per cent.
+    """Some models on every task, a row a task, gallery and metric, in per cent.
 
     scores: {task: {model: what `protocol.evaluate` gives}}.
     """
-    rows: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
-    for task, by_model in scores.items():
-        for gallery in _GALLERIES:
-            if gallery in by_model[models[0]]:
-                rows[task_name(task), gallery] = {
-                    (words, model): percent(by_model[model][gallery][metric])
-                    for metric, words in _SCORES
-                    for model in models
-                }
-    frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame.index = pd.MultiIndex.from_tuples(list(rows), names=["aspect", "gallery"])
-    frame.columns = pd.MultiIndex.from_tuples([tuple(name) for name in frame.columns])
-    return frame
+    rows = {
+        (task_name(task), gallery, words): [percent(of[m][gallery][metric]) for m in models]
+        for task, of in scores.items()
+        for gallery in GALLERIES
+        for metric, words in SHOWN
+        if gallery in of[models[0]]
+    }
+    index = pd.MultiIndex.from_tuples(list(rows), names=["aspect", "gallery", "metric"])
+    return pd.DataFrame(list(rows.values()), index, list(models))
 
 
 def cells_of(frames: Mapping[str, Frames], tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
@@ -93,52 +88,20 @@ def cells_of(frames: Mapping[str, Frames], tasks: Mapping[str, Task]) -> dict[st
     several = {n: f"set {known.index(t.dataset) + 1}" for n, t in tasks.items()}
     sets = several if len(known) > 1 else None
     return {
-        name: {metric: transfer.cells(of, metric, sets) for metric, _ in _SCORES}
+        name: {metric: transfer.cells(of, metric, sets) for metric, _ in SHOWN}
         for name, of in frames.items()
     }
-
-
-def judged(
-    cells: Mapping[str, Mapping[str, transfer.Cells]],
-    chains: Mapping[str, Chained],
-    samples: int,
-    seed: int,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """{chain: {metric: …}}: `matrix` with `ci95`, `transfer` with `transfer_ci95`, as lists.
-
-    Intervals resample persons, over all cells of a chain together.
-    """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, by_metric in cells.items():
-        found[name] = {}
-        for metric, of in by_metric.items():
-            learned, r = chains[name].learned, transfer.matrix(of)
-            spread = transfer.intervals(of, learned, samples, seed)
-            found[name][metric] = {
-                "rows": list(of.rows),
-                "tasks": list(of.tasks),
-                "matrix": r.tolist(),
-                "ci95": spread.pop("matrix").tolist(),
-                "transfer": transfer.transfer(r, learned),
-                "transfer_ci95": spread,
-            }
-    return found
 
 
 def sweep_curve(
     sweep: Sweep, tasks: Mapping[str, Task], samples: int, seed: int, title: str
 ) -> Figure:
     """mAP of every task over WiSE-FT's alpha, with the mean's interval."""
-    alphas = list(sweep.answers)
     of = cells_of({"": sweep.answers}, tasks)[""]["map"]
-    r, ends = transfer.matrix(of), []
-    for alpha in alphas:
-        one = cells_of({"": {"start": sweep.answers[alpha], "end": sweep.answers[alpha]}}, tasks)
-        spread = transfer.intervals(one[""]["map"], [(1, 1)] * len(tasks), samples, seed)
-        ends.append(spread["average"])
-    low, high = np.array(ends).T
+    r = transfer.matrix(of)
+    low, high = transfer.intervals(of, [(1, 1)] * len(tasks), samples, seed)["averages"].T
     by_task = {task: r[:, j] for j, task in enumerate(of.tasks)}
-    values = [float(alpha) for alpha in alphas]
+    values = [float(alpha) for alpha in sweep.answers]
     return wise_curve(
         values, by_task, r.mean(axis=1), low, high, sweep.alpha, title, "mAP", sweep.how
     )
@@ -153,3 +116,9 @@ def plain_cross(crosses: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, di
         }
         for words, cross in crosses.items()
     }
+
+
+def plain_sweep(sweep: Sweep) -> dict[str, Any]:
+    """What chose WiSE-FT's alpha, for JSON."""
+    held = {alpha: None if np.isnan(v) else v for alpha, v in sweep.held.items()}
+    return {"alpha": sweep.alpha, "how": sweep.how, "held": held}

@@ -40,20 +40,20 @@ def scalar(told: Mapping[str, Any], name: str) -> tuple[float, float, float] | N
 
 
 def transfer_table(chains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
-    """A row a chain; average, backward, forward and forgetting by rank-1 and by mAP.
+    """A row a chain and metric; average, backward, forward and forgetting.
 
     chains: {name: {"rank1" | "map": told}}, told as `scalar` takes it. The average in per cent,
     `31.2 (25.0–38.1)`, the others in points, `+3.1 (−0.4 to +6.0)`: value and 95 % interval;
     a dash where a chain has no such number.
     """
-    shown = [(metric, words, column) for metric, words in SHOWN for column in SCALARS]
     rows = {
-        name: [_shown(scalar(of[metric], column), column) for metric, _, column in shown]
+        (name, words): [_shown(scalar(of[metric], column), column) for column in SCALARS]
         for name, of in chains.items()
+        for metric, words in SHOWN
     }
-    heads = [(words, f"{c} ({'%' if c == SCALARS[0] else 'points'})") for _, words, c in shown]
-    columns = pd.MultiIndex.from_tuples(heads, names=["metric", ""])
-    return pd.DataFrame(list(rows.values()), pd.Index(rows, name="chain"), columns)
+    index = pd.MultiIndex.from_tuples(list(rows), names=["chain", "metric"])
+    columns = [f"{c} ({'%' if c == SCALARS[0] else 'points'})" for c in SCALARS]
+    return pd.DataFrame(list(rows.values()), index, columns)
 
 
 def _shown(told: tuple[float, float, float] | None, column: str) -> str:

@@ -11,24 +11,18 @@ from typing import Any
 import lightning_fabric as lf
 import pandas as pd
 
-from handclip_lib.aspects import CHAIN
+from handclip_lib.aspects import CHAIN, CHAIN_FILES
 from handclip_lib.models.checkpoint import read_checkpoint
 from handclip_lib.models.weights import WeightsError
-from handclip_lib.params import ChainStep, ParamError, chain_finals, chain_steps
+from handclip_lib.params import ChainStep, ParamError, chain_finals, chain_recipe, chain_steps
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Stage3b
-from handclip_lib.train import remedies, stages
+from handclip_lib.train import blends, remedies, stages
+from handclip_lib.train.blends import Sweep
 from handclip_lib.train.classes import classes_of
 from handclip_lib.train.job import Past, Trained, encoder_from, job_of, study_encoder
-from handclip_lib.train.remedies import Sweep
 from handclip_lib.train.states import State, Task
 from handclip_lib.train.training import train
-
-# The files of a chain in the user's order, by how many steps are done
-_FILES = tuple(
-    f"handclip_finetuned_{name}"
-    for name in ("dorsal_r", "dorsal_rl", "dorsal_rlp", "final_all_views")
-)
 
 
 @dataclass(frozen=True)
@@ -64,31 +58,47 @@ def run_chain(
 
     folder: checkpoints/ and history.csv are there; a step whose file is there and was made by the
     same parameters, data, code and earlier steps is not touched. remedy: replay, lwf, l2_sp or ewc,
-    from the second step on, or lora or vpt, by which each aspect has weights of its own; order:
-    names of the steps, by default the study's; first: weights of the first step, where another
-    chain has made the same.
+    from the second step on. order: names of the steps, by default the study's; first: weights of
+    the first step, where another chain has made the same.
     """
-    steps, alone = ordered(p, order), remedy in ("lora", "vpt")
-    names = file_names(steps)
+    steps, earlier = ordered(p, order), list[remedies.Earlier]()
     states, facts, histories = [State("zero_shot")], dict[str, Any](), []
-    for k, (step, name) in enumerate(zip(steps, names, strict=True)):
-        task, start = tasks[step.name], states[-1].file
+    for k, (step, name) in enumerate(zip(steps, file_names(steps), strict=True)):
+        task = tasks[step.name]
         if k == 0 and first is not None:
             path, facts[name] = first, read_checkpoint(first)["facts"]
         else:
-            past, manifest = Past(lenient=p.chain.mode == "published"), task.manifest
-            if alone:
-                step = replace(step, settings=remedies.per_aspect(step, p.chain, remedy))
-            else:
-                past = _past(p, tasks, past, k)
-                done = [state.file for state in states[1:] if state.file is not None]
-                earlier = [(s, tasks[s.name], path) for s, path in zip(steps, done, strict=False)]
-                past, manifest = remedies.remedied(p, remedy, task, earlier, past)
-            made = taught(step, task, name, start, folder, past, manifest)
+            past, manifest = remedies.remedied(p, remedy, task, earlier, _past(p, tasks, k))
+            made = taught(step, task, name, states[-1].file, folder, past, manifest)
             path, facts[name] = made.checkpoint, made.facts
             histories.append(made.history)
-        own = {**states[-1].own, step.name: path} if alone else {}
-        states.append(State(f"{k + 1} {step.name}", None if alone else path, own))
+        earlier.append((step, task, path))
+        states.append(State(f"{k + 1} {step.name}", step.name, path))
+    learned = learned_in([step.name for step in steps], list(tasks))
+    return Chained(tuple(states), learned, facts, tuple(histories))
+
+
+def own_models(
+    p: Params, tasks: Mapping[str, Task], folder: Path, remedy: str = "", first: Path | None = None
+) -> Chained:
+    """Each step from the study's tower: an aspect has weights of its own from its step on.
+
+    remedy: lora or vpt, which train an adapter on the frozen tower; otherwise the recipe trains.
+    first: weights of the first step, where a chain has made the same.
+    """
+    steps, own = ordered(p), dict[str, Path]()
+    states, facts, histories = [State("zero_shot")], dict[str, Any](), []
+    for k, (step, name) in enumerate(zip(steps, file_names(steps), strict=True)):
+        task = tasks[step.name]
+        if k == 0 and first is not None:
+            own[step.name], facts[name] = first, read_checkpoint(first)["facts"]
+        else:
+            told = remedies.per_aspect(step, p.chain, remedy) if remedy else step.settings
+            plain = replace(step, settings=told)
+            made = taught(plain, task, name, None, folder, Past(), task.manifest)
+            own[step.name], facts[name] = made.checkpoint, made.facts
+            histories.append(made.history)
+        states.append(State(f"{k + 1} {step.name}", step.name, None, dict(own)))
     learned = learned_in([step.name for step in steps], list(tasks))
     return Chained(tuple(states), learned, facts, tuple(histories))
 
@@ -104,6 +114,7 @@ def taught(
 ) -> Trained:
     """One step, by its recipe, on the rows of a manifest; leaves checkpoints/<name>.pth."""
     settings, p, table = step.settings, task.p, task.table
+    past = replace(past, lenient=p.split.mode == "published")
     if not isinstance(settings, Stage3b):
         return train(job_of(name, settings, p, start, table, manifest, folder, past))
     learnt = None
@@ -133,7 +144,7 @@ def file_names(steps: Sequence[ChainStep]) -> list[str]:
     """The names of the steps' files, without ending: the user's own where the order is."""
     names = [step.name for step in steps]
     if tuple(names) == CHAIN:
-        return list(_FILES)
+        return list(CHAIN_FILES)
     return [f"step{k}_{name.replace(' ', '_')}" for k, name in enumerate(names, 1)]
 
 
@@ -153,7 +164,9 @@ def compared(p: Params, tasks: Mapping[str, Task], folder: Path, first: Path) ->
     if order:
         found["second_order"] = run_chain(p, tasks, folder / "second", order=order)
     if "single" in p.chain.bounds:
-        found["single"] = single_models(p, tasks, folder / "single", first)
+        each = own_models(p, tasks, folder / "single", first=first)
+        single = replace(each.states[-1], name="single")
+        found["single"] = Chained((each.states[0], single), _at_once(tasks), each.facts)
     joint = joint_model(p, tasks, folder / "joint") if "joint" in p.chain.bounds else None
     return found | ({"joint": joint} if joint else {})
 
@@ -164,34 +177,18 @@ def with_remedies(
     """The chain again with each of `p.chain.remedies`, by name; those of weights train nothing."""
     found: dict[str, Chained] = {}
     for remedy in p.chain.remedies:
-        here, states = folder / remedy, chained.states
+        here, learned = folder / remedy, chained.learned
         if remedy == "wise_ft":
-            states, sweep = remedies.wise_ft(p, tasks, states, here, fabric)
-            found[remedy] = Chained(states, chained.learned, {}, (), sweep)
+            states, sweep = blends.wise_ft(p, tasks, chained.states, here, fabric)
+            found[remedy] = Chained(states, learned, {}, (), sweep)
         elif remedy == "soup":
-            states = remedies.checkpoint_soup(p, tasks, states, here)
-            found[remedy] = Chained(states, chained.learned, {})
+            states = blends.checkpoint_soup(p, tasks, chained.states, here)
+            found[remedy] = Chained(states, learned, {})
+        elif remedy in ("lora", "vpt"):
+            found[remedy] = own_models(p, tasks, here, remedy)
         else:
-            first = None if remedy in ("lora", "vpt") else chained.files[0]
-            found[remedy] = run_chain(p, tasks, here, remedy, first=first)
+            found[remedy] = run_chain(p, tasks, here, remedy, first=chained.files[0])
     return found
-
-
-def single_models(p: Params, tasks: Mapping[str, Task], folder: Path, first: Path) -> Chained:
-    """A model for each task alone, from the study's tower; `first`: of the chain's first step."""
-    lenient = Past(lenient=p.chain.mode == "published")
-    own, facts = dict[str, Path](), dict[str, Any]()
-    for step in chain_steps(p):
-        if step.name in own:
-            continue
-        task, name = tasks[step.name], step.name.replace(" ", "_")
-        if not own:
-            own[step.name], facts[name] = first, read_checkpoint(first)["facts"]
-            continue
-        made = taught(step, task, name, None, folder, lenient, task.manifest)
-        own[step.name], facts[name] = made.checkpoint, made.facts
-    states = (State("zero_shot"), State("single", None, own))
-    return Chained(states, tuple((1, 1) for _ in tasks), facts)
 
 
 def joint_model(p: Params, tasks: Mapping[str, Task], folder: Path) -> Chained | None:
@@ -199,15 +196,11 @@ def joint_model(p: Params, tasks: Mapping[str, Task], folder: Path) -> Chained |
 
     None, which is said, where the recipe learns prompts: those are of one aspect.
     """
-    step = chain_steps(p.model_copy(update={"chain": _plain(p)}))[0]
+    step = chain_recipe(p)
     if isinstance(step.settings, Stage3b) and step.settings.text in ("prompts", "pseudo"):
         print("no joint model: the chain's recipe has a text for each aspect")
         return None
-    task = _all(p, tasks)
-    past = Past(lenient=p.chain.mode == "published")
-    made = taught(step, task, "joint", None, folder, past, task.manifest)
-    states = (State("zero_shot"), State("joint", made.checkpoint))
-    return Chained(states, tuple((1, 1) for _ in tasks), {"joint": made.facts}, (made.history,))
+    return _together(step, _all(p, tasks), "joint", None, folder, tasks)
 
 
 def final_tunings(
@@ -220,14 +213,29 @@ def final_tunings(
     task = _all(p, tasks)
     split = task.p.split.model_copy(update={"identity": "aspect_hand"})
     task = replace(task, p=task.p.model_copy(update={"split": split}))
-    past, found = Past(lenient=p.chain.mode == "published"), {}
+    found = {}
     for name, settings in chain_finals(p).items():
         step = ChainStep("all", task.p.aspect, "stage3b", settings, task.p.data)
-        made = taught(step, task, name, start, folder, past, task.manifest)
-        states = (State("zero_shot"), State(name, made.checkpoint))
-        learned = tuple((1, 1) for _ in tasks)
-        found[name] = Chained(states, learned, {name: made.facts}, (made.history,))
+        found[name] = _together(step, task, name, start, folder, tasks)
     return found
+
+
+def _together(
+    step: ChainStep,
+    task: Task,
+    name: str,
+    start: Path | None,
+    folder: Path,
+    tasks: Mapping[str, Task],
+) -> Chained:
+    """One training on all aspects at once."""
+    made = taught(step, task, name, start, folder, Past(), task.manifest)
+    states = (State("zero_shot"), State(name, "", made.checkpoint))
+    return Chained(states, _at_once(tasks), {name: made.facts}, (made.history,))
+
+
+def _at_once(tasks: Mapping[str, Task]) -> tuple[tuple[int, int], ...]:
+    return tuple((1, 1) for _ in tasks)
 
 
 def lineage(p: Params, files: Sequence[Path]) -> pd.DataFrame:
@@ -249,20 +257,12 @@ def lineage(p: Params, files: Sequence[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("file")
 
 
-def _past(p: Params, tasks: Mapping[str, Task], past: Past, k: int) -> Past:
+def _past(p: Params, tasks: Mapping[str, Task], k: int) -> Past:
     """The classifier's classes: a step's own, or those of all steps, whose heads go on."""
     if p.chain.classes == "step":
-        return past
-    if len({task.dataset for task in tasks.values()}) > 1:
-        raise ParamError("chain.classes union: the steps are of several data sets; set it to step")
+        return Past()
     classes = classes_of(p.split.identity, [task.manifest for task in tasks.values()])
-    return replace(past, classes=classes, inherits=k > 0)
-
-
-def _plain(p: Params) -> Any:
-    """The chain's parameters with what belongs to no single step."""
-    steps = tuple(s.model_copy(update={"recipe": "", "settings": {}}) for s in p.chain.steps)
-    return p.chain.model_copy(update={"steps": steps, "second": "none"})
+    return Past(classes=classes, inherits=k > 0)
 
 
 def _all(p: Params, tasks: Mapping[str, Task]) -> Task:

@@ -112,7 +112,7 @@ def _stepper(
     settings, fabric = job.settings, job.fabric
     augmenter, num_ids = (
         Augmenter(settings.augment, job.encoder.preprocess),
-        len(learner.neighbours),
+        len(job.classes),
     )
 
     def step(batch: np.ndarray) -> dict[str, torch.Tensor]:
@@ -152,5 +152,6 @@ def _look_around(job: Job[Training], learner: Learner, data: Pictures) -> None:
     """Which identities lie near each other by now, for batches of those that are confused."""
     z = encode(learner, data, job.encoder.preprocess, job.fabric, job.p.evaluation.batch_size)
     unit = retrieval_features({n: f.cpu().numpy() for n, f in z.items()}, job.p.evaluation.feature)
-    nearest = nearest_identities(unit, data.labels.cpu().numpy())
+    new = len(data.images) - data.old
+    nearest = nearest_identities(unit[:new], data.labels[:new].cpu().numpy())
     learner.neighbours.copy_(torch.from_numpy(nearest))

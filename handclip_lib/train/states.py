@@ -54,11 +54,12 @@ class Task:
 class State:
     """What embeds photographs at one time.
 
-    file: weights, None is the study's tower as it is; own: those of single tasks by name, where
-    each has its own.
+    task: what the step before it taught, empty for the start; file: weights, None is the study's
+    tower as it is; own: those of single tasks by name, where each has its own.
     """
 
     name: str
+    task: str = ""
     file: Path | None = None
     own: Mapping[str, Path] = field(default_factory=dict)
 
@@ -172,7 +173,7 @@ def answered(
         for state in states:
             key = f"{state.file} {sorted(state.own.items())}"
             if key not in known:
-                known[key] = answers({"": look(state, tasks, fabric)}, tasks)[""]
+                known[key] = answers(look(state, tasks, fabric), tasks)
             found[name][state.name] = known[key]
     return found
 
@@ -198,14 +199,6 @@ def across(
     )
 
 
-def answers(
-    looks: Mapping[str, Look], tasks: Mapping[str, Task], gallery: str = "own"
-) -> dict[str, dict[str, pd.DataFrame]]:
-    """{state: {task: `per_query` of it}}: what matrices and intervals are made of."""
-    return {
-        state: {
-            name: per_query(seen[name][1], seen[name][0], task.manifest, gallery)
-            for name, task in tasks.items()
-        }
-        for state, seen in looks.items()
-    }
+def answers(seen: Look, tasks: Mapping[str, Task]) -> dict[str, pd.DataFrame]:
+    """{task: `per_query` of it} in own galleries: what matrices and intervals are made of."""
+    return {name: per_query(z, images, tasks[name].manifest) for name, (images, z) in seen.items()}

@@ -64,7 +64,8 @@ def _fitted(
         check_guide(job.guide, job.dims, len(classes))
     fabric.to_device(job.encoder)  # its texts, too
     retain = job.past.retain().to(fabric.device) if job.past.retain else None
-    learner = Learner(job.encoder, criterion, len(classes), job.p.device.compile, job.guide, retain)
+    mine = len(data.labels[: len(data.images) - data.old].unique())  # with union there are more
+    learner = Learner(job.encoder, criterion, mine, job.p.device.compile, job.guide, retain)
     fabric.to_device(learner)
     if criterion.has_centers and not job.heads:
         z = encode(learner, data, store.preprocess, fabric, job.p.evaluation.batch_size)
