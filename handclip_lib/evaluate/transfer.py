@@ -140,9 +140,10 @@ def intervals(
     their queries of every task and row: cells share persons, so that they vary together. A resample
     that leaves a task without a person is drawn again. Returns `matrix` (R, T, 2), `averages`
     (R, 2) of its rows, and (low, high) by name, None where `transfer` has None. As
-    `statistics.person_bootstrap`, rough below some 20 persons. `forgetting` holds a maximum of uncertain numbers, which chance raises, and in a
-    resample once more: where rows are close its interval lies too high and may miss a true 0;
-    `backward` has no such lean. Raises ValueError with fewer than two persons in a task.
+    `statistics.person_bootstrap`, rough below some 20 persons. `forgetting` holds a maximum of
+    uncertain numbers, which chance raises, and in a resample once more: where rows are close
+    its interval lies too high and may miss a true 0; `backward` has no such lean. Raises
+    ValueError with fewer than two persons in a task.
     """
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"samples={samples} must be at least 1 and level={level} in (0, 1)")
