@@ -20,7 +20,11 @@ from handclip_lib.schema_chain import REMEDIES
 
 ROOT = Path(__file__).resolve().parent.parent  # the project: notebooks/, params/, reports/ lie here
 FILE_KEYS = ("extends", "sweep", "notebooks", "seeds")
-_TAKEN = ("zero_shot", "stage1", "prompts", "chain", "second_order", "single", "joint", *REMEDIES)
+_TAKEN = {
+    "stage2.variants": ("zero_shot", "stage1", "prompts"),
+    "stage3b.variants": ("zero_shot", "stage1", "prompts"),
+    "chain.finals": ("zero_shot", "chain", "second_order", "single", "joint", *REMEDIES),
+}
 _NAMED = ("aspect", "study", "seed", "tag")  # arguments of their own
 
 
@@ -160,7 +164,7 @@ def name_variants(values: dict[str, Any]) -> None:
 
 def _check_names(told: Mapping[str, Any], where: str) -> None:
     for name in told:
-        if name in _TAKEN:
+        if name in _TAKEN[where]:
             raise ParamError(f"{where}: '{name}' is the name of another row or file")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*", str(name)):
             raise ParamError(
