@@ -190,6 +190,12 @@ def _check_chain(told: Chain, steps: Sequence[ChainStep]) -> None:
     asking = [word for word in ("ewc", "lora", "vpt") if word in told.remedies]
     if asking and any(not step.settings.losses for step in steps):
         raise ParamError(f"chain.remedies: {asking[0]} needs a recipe with losses of its own")
+    sets = {step.name: step.data for step in steps}
+    twice = [step.name for step in steps if sets[step.name] != step.data]
+    if twice:
+        raise ParamError(
+            f"chain.steps: two other data sets are called {twice[0]}; take one of them"
+        )
     if told.classes == "union" and len({step.data for step in steps}) > 1:
         raise ParamError("chain.classes union: the steps are of several data sets; set it to step")
 
