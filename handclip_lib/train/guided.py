@@ -62,6 +62,7 @@ def stage3b(
     views = () if view == "none" else sorted(map(str, seen[view].dropna().unique()))
     mine = job.encoder.adapter
     if mine is None or mine.told != settings.adapt:
+        job = replace(job, parent=job.encoder.weights_sha256)
         adapt(job.encoder, settings.adapt, views)
     return train(replace(job, guide=_guide(job, settings, learnt)))
 

@@ -86,6 +86,7 @@ class Job(Generic[Settings]):
     start: Path | None = None  # the weights file that the encoder was filled from
     guide: Guide | None = None  # losses between images and texts
     words: str = ""  # hash of the prompts that a stage starts to learn from
+    parent: str = ""  # hash of the weights before an adapter came on them; empty: it has none new
     past: Past = Past()
 
     @property

@@ -24,7 +24,8 @@ def train(job: Job[Training]) -> Trained:
     """Train, or take what was trained before with the same key; leaves checkpoints/<name>.pth."""
     folder = job.folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    path, key, parent = folder / f"{job.name}.pth", job.key, job.encoder.weights_sha256
+    path, key = folder / f"{job.name}.pth", job.key
+    parent = job.parent or job.encoder.weights_sha256
     with FileLock(folder / f".{job.name}.lock"):
         taught = check_start(job)
         held = read_checkpoint(path) if path.is_file() else None
