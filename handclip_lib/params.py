@@ -17,7 +17,7 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.schema import Data, Params, leaves
 from handclip_lib.schema_base import Node, did_you_mean
 from handclip_lib.schema_chain import Chain
-from handclip_lib.schema_train import LossSpec, Stage3b, Training
+from handclip_lib.schema_train import Adapt, LossSpec, Stage3b, Training
 from handclip_lib.study_file import (
     FILE_KEYS,
     MODEL_ALIASES,
@@ -180,24 +180,31 @@ def chain_recipe(p: Params) -> ChainStep:
 
 
 def _check_chain(told: Chain, steps: Sequence[ChainStep]) -> None:
-    """Refuse remedies and classes that a recipe can't have, before anything is trained."""
-    texts = {s.settings.text for s in steps if isinstance(s.settings, Stage3b)} - {"none", "pseudo"}
-    if texts and (told.classes == "union" or "replay" in told.remedies):
-        raise ParamError(
-            f"chain: a recipe with text {', '.join(sorted(texts))} has texts for a step's own"
-            " persons: set classes to step, and leave replay out of remedies"
+    """Refuse what a recipe, or several data sets, can't have, before anything is trained."""
+    guided = [step.settings for step in steps if isinstance(step.settings, Stage3b)]
+    texts, adapts = {one.text for one in guided} - {"none"}, [one.adapt for one in guided]
+    several, usual = len({step.data for step in steps}) > 1, Adapt()
+    lasting = [adapt for adapt in adapts if adapt != usual.model_copy(update={"lora": adapt.lora})]
+    losses = all(step.settings.losses for step in steps)
+    known = {step.name: step.data for step in steps}
+    clashes = {
+        "replay and classes union have no texts: these are of a step's own persons": texts
+        and (told.classes == "union" or "replay" in told.remedies),
+        "ewc, lora and vpt need a recipe with losses of its own": not losses
+        and {"ewc", "lora", "vpt"} & {*told.remedies},
+        "lwf, l2_sp, ewc, wise_ft and soup are for recipes without `adapt`": any(
+            adapt != usual for adapt in adapts
         )
-    asking = [word for word in ("ewc", "lora", "vpt") if word in told.remedies]
-    if asking and any(not step.settings.losses for step in steps):
-        raise ParamError(f"chain.remedies: {asking[0]} needs a recipe with losses of its own")
-    sets = {step.name: step.data for step in steps}
-    twice = [step.name for step in steps if sets[step.name] != step.data]
-    if twice:
-        raise ParamError(
-            f"chain.steps: two other data sets are called {twice[0]}; take one of them"
-        )
-    if told.classes == "union" and len({step.data for step in steps}) > 1:
-        raise ParamError("chain.classes union: the steps are of several data sets; set it to step")
+        and {"lwf", "l2_sp", "ewc", "wise_ft", "soup"} & {*told.remedies},
+        "a recipe's adapt has LoRA, or other things without LoRA": any(a.lora for a in lasting),
+        "finals need a tower without prompts, views and overlap": lasting and told.finals,
+        "several data sets have no replay, finals or classes union": several
+        and ("replay" in told.remedies or told.finals or told.classes == "union"),
+        "two other data sets have one name": any(known[s.name] != s.data for s in steps),
+    }
+    found = [words for words, clash in clashes.items() if clash]
+    if found:
+        raise ParamError(f"chain: {found[0]}")
 
 
 def _recipe(p: Params, told: str, where: str) -> tuple[str, Training]:

@@ -44,7 +44,7 @@ class Lwf(Node):
 class Ewc(Node):
     """Elastic weight consolidation: weights that earlier steps needed stay where they were."""
 
-    weight: Amount = 1000.0
+    weight: Amount = 1.0  # of importance whose mean over all parameters is 1
     images: Count = 500  # that importance is measured on, at each step
     decay: Share = 0.9  # of the importance of earlier steps
 

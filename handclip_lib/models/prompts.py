@@ -58,10 +58,10 @@ def find_slots(tower: TextTower, template: str, count: int) -> Slots:
         )
     tokens = tower.tokens([text])  # (1, context)
     at = (tokens[0] == _place(tower)).nonzero()[:, 0]
-    if len(at) != count:
+    if len(at) != count or int(at[-1] - at[0]) != count - 1:
         raise ValueError(
-            f"template '{template}': {len(at)} slots instead of {count}; {_SLOT} must stand by"
-            f" itself, and '{_PLACE}' or '{_PLACE.lower()}' must be no word of the template"
+            f"template '{template}': its words give no {count} slots in a row; {_SLOT} must stand"
+            f" by itself, and '{_PLACE}' or '{_PLACE.lower()}' must be no word of the template"
         )
     end = int(tower.end(tokens))
     return Slots(tokens[0, : end + 1] if tower.causal else tokens[0], at, end)

@@ -22,9 +22,13 @@ def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         for name, galleries in variants.items()
         for gallery, scores in galleries.items()
     }
-    frame = pd.DataFrame(columns)
-    frame.columns.names = ["model", "gallery"]
-    return frame
+    index = [*METRICS.values(), "queries", "gallery", "persons"]
+    names = (
+        pd.MultiIndex.from_tuples(list(columns), names=["model", "gallery"])
+        if columns
+        else (pd.MultiIndex.from_arrays([[], []], names=["model", "gallery"]))
+    )
+    return pd.DataFrame(columns, index).set_axis(names, axis=1)
 
 
 def percent(score: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ def cosine_matrices(
         np.fill_diagonal(sim, np.nan)
         shown = _matrix(ax, sim, labels, scale)
         off = apart[name]
-        words = f"between two identities {off.mean():.2f} ({off.min():.2f} to {off.max():.2f})"
+        words = f"between two identities {off.mean():.3f} ({off.min():.3f} to {off.max():.3f})"
         ax.set_title(f"{name} learning\n{words}".replace("-", "−"))
     axes[0, 1].tick_params(labelleft=False)
     fig.colorbar(shown, ax=axes[0].tolist(), label="cosine of two identities' texts", shrink=0.9)

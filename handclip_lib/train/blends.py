@@ -64,7 +64,7 @@ def wise_ft(
         alpha = max(p.chain.wise_ft, key=lambda a: (held[f"{a:g}"], a))
         how = "by the mAP of held-out training persons"
     else:
-        alpha, how = 0.5, "beforehand: no training persons are held out to choose it"
+        alpha, how = 0.5, "beforehand: too few training persons are held out to choose it"
     return _all_steps(p, tasks, states, folder, alpha), Sweep(alpha, how, held, found)
 
 
@@ -125,13 +125,19 @@ def _blend(
 def _training_batches(
     p: Params, encoder: Encoder, tasks: Mapping[str, Task], fabric: lf.Fabric
 ) -> Iterator[torch.Tensor]:
-    """Normalised training photographs of all tasks of the study's data, a batch at a time."""
-    for task in (task for task in tasks.values() if task.p.data == p.data):
-        names = task.manifest.loc[task.manifest["split"] == "train", "image"].tolist()
-        store = open_store(task.table, encoder.preprocess)
-        for at in range(0, len(names), p.evaluation.batch_size):
-            pixels = store.pixels(names[at : at + p.evaluation.batch_size])
-            yield encoder.preprocess.normalise(pixels.to(fabric.device))
+    """Normalised training photographs of all tasks mixed, in batches of one size."""
+    stores = {name: open_store(task.table, encoder.preprocess) for name, task in tasks.items()}
+    shown = [
+        (stores[task.name], name)
+        for task in tasks.values()
+        for name in task.manifest.loc[task.manifest["split"] == "train", "image"]
+    ]
+    order = np.random.default_rng(p.seed).permutation(len(shown))
+    size = min(p.evaluation.batch_size, len(shown))
+    for start in range(0, len(shown) - size + 1, size):
+        part = [shown[i] for i in order[start : start + size]]
+        pixels = torch.cat([store.pixels([name]) for store, name in part])
+        yield encoder.preprocess.normalise(pixels.to(fabric.device))
 
 
 def _kept_as(
@@ -144,7 +150,8 @@ def _kept_as(
     """The blend as a weights file, made anew where it was made of others."""
     keys = [read_checkpoint(file)["key"] if file else "" for file in files]
     shown = [splits.sha256(task.manifest) for task in tasks.values()]  # for BatchNorms
-    key = hashlib.sha256(f"{keys} {alpha} {shown}".encode()).hexdigest()
+    told = [*keys, alpha, *shown, p.evaluation.batch_size, p.seed]
+    key = hashlib.sha256(str(told).encode()).hexdigest()
     if path.is_file() and read_checkpoint(path)["key"] == key:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

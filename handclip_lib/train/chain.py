@@ -14,7 +14,7 @@ import pandas as pd
 from handclip_lib.aspects import CHAIN, CHAIN_FILES
 from handclip_lib.models.checkpoint import read_checkpoint
 from handclip_lib.models.weights import WeightsError
-from handclip_lib.params import ChainStep, ParamError, chain_finals, chain_recipe, chain_steps
+from handclip_lib.params import ChainStep, chain_finals, chain_recipe, chain_steps
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Stage3b
 from handclip_lib.train import blends, remedies, stages
@@ -81,21 +81,21 @@ def run_chain(
 def own_models(
     p: Params, tasks: Mapping[str, Task], folder: Path, remedy: str = "", first: Path | None = None
 ) -> Chained:
-    """Each step from the study's tower: an aspect has weights of its own from its step on.
+    """Each step from the study's tower, by the chain's recipe: an aspect has weights of its own.
 
     remedy: lora or vpt, which train an adapter on the frozen tower; otherwise the recipe trains.
-    first: weights of the first step, where a chain has made the same.
+    first: weights of the chain's first step, taken where that had the same settings.
     """
-    steps, own = ordered(p), dict[str, Path]()
+    recipe, steps, own = chain_recipe(p), ordered(p), dict[str, Path]()
+    settings = remedies.per_aspect(recipe, p.chain, remedy) if remedy else recipe.settings
     states, facts, histories = [State("zero_shot")], dict[str, Any](), []
-    for k, (step, name) in enumerate(zip(steps, file_names(steps), strict=True)):
-        task = tasks[step.name]
-        if k == 0 and first is not None:
+    for k, step in enumerate(steps):
+        task, name = tasks[step.name], step.name.replace(" ", "_")
+        if k == 0 and first is not None and step.settings == settings:
             own[step.name], facts[name] = first, read_checkpoint(first)["facts"]
-        else:
-            told = remedies.per_aspect(step, p.chain, remedy) if remedy else step.settings
-            plain = replace(step, settings=told)
-            made = taught(plain, task, name, None, folder, Past(), task.manifest)
+        elif step.name not in own:
+            alone = replace(recipe, settings=settings)
+            made = taught(alone, task, name, None, folder, Past(), task.manifest)
             own[step.name], facts[name] = made.checkpoint, made.facts
             histories.append(made.history)
         states.append(State(f"{k + 1} {step.name}", step.name, None, dict(own)))
@@ -124,12 +124,19 @@ def taught(
 
 
 def ordered(p: Params, order: Sequence[str] = ()) -> list[ChainStep]:
-    """The steps of the chain, in another order where one is given."""
+    """The steps of the chain; with an order, what they teach comes in that one.
+
+    Recipes and settings stay in their places, such as layers that open from step to step.
+    """
     steps = list(chain_steps(p))
+    taught = list(steps)
     for name in order:  # a name that comes twice takes the steps of that name in their order
-        place = next(i for i, step in enumerate(steps) if step.name == name)
-        steps.append(steps.pop(place))
-    return steps
+        place = next(i for i, step in enumerate(taught) if step.name == name)
+        taught.append(taught.pop(place))
+    return [
+        replace(to, kind=of.kind, settings=of.settings)
+        for to, of in zip(taught, steps, strict=True)
+    ]
 
 
 def second_order(p: Params) -> list[str]:
@@ -192,15 +199,19 @@ def with_remedies(
 
 
 def joint_model(p: Params, tasks: Mapping[str, Task], folder: Path) -> Chained | None:
-    """One model for all tasks of the study's own data at once, by the chain's recipe.
+    """One model for all tasks at once, by the chain's recipe.
 
-    None, which is said, where the recipe learns prompts: those are of one aspect.
+    None, which is said, where the recipe learns prompts, which are of one aspect, and where the
+    tasks are of several data sets, whose persons have the same numbers.
     """
-    step = chain_recipe(p)
-    if isinstance(step.settings, Stage3b) and step.settings.text in ("prompts", "pseudo"):
-        print("no joint model: the chain's recipe has a text for each aspect")
+    step, told = chain_recipe(p), ""
+    if isinstance(step.settings, Stage3b):
+        told = step.settings.text
+    if told in ("prompts", "pseudo") or len({task.p.data for task in tasks.values()}) > 1:
+        print("no joint model: the chain has texts for each aspect, or several data sets")
         return None
-    return _together(step, _all(p, tasks), "joint", None, folder, tasks)
+    kind = "aspect_hand" if told in ("attributes", "number") else p.split.identity
+    return _together(step, _all(tasks, kind), "joint", None, folder, tasks)
 
 
 def final_tunings(
@@ -210,10 +221,7 @@ def final_tunings(
 
     Each view of a hand is a class here, with a text that names it.
     """
-    task = _all(p, tasks)
-    split = task.p.split.model_copy(update={"identity": "aspect_hand"})
-    task = replace(task, p=task.p.model_copy(update={"split": split}))
-    found = {}
+    task, found = _all(tasks, "aspect_hand"), {}
     for name, settings in chain_finals(p).items():
         step = ChainStep("all", task.p.aspect, "stage3b", settings, task.p.data)
         found[name] = _together(step, task, name, start, folder, tasks)
@@ -265,13 +273,12 @@ def _past(p: Params, tasks: Mapping[str, Task], k: int) -> Past:
     return Past(classes=classes, inherits=k > 0)
 
 
-def _all(p: Params, tasks: Mapping[str, Task]) -> Task:
-    """The training rows of all tasks of the study's own data as one."""
-    mine = [task for task in tasks.values() if task.p.data == p.data]
-    if not mine:
-        raise ParamError("chain.steps: none is of the study's own data, which `data` names")
-    left = [name for name, task in tasks.items() if task.p.data != p.data]
-    if left:
-        print(f"trained on all aspects of the study's own data; not on {', '.join(left)}")
-    rows = [task.manifest[task.manifest["split"].isin(("train", "val", "select"))] for task in mine]
-    return Task("all", mine[0].p, mine[0].table, pd.concat(rows, ignore_index=True))
+def _all(tasks: Mapping[str, Task], identity: str) -> Task:
+    """The training rows of all tasks as one; identity: what a class is then."""
+    first = next(iter(tasks.values()))
+    split = first.p.split.model_copy(update={"identity": identity})
+    rows = [
+        t.manifest[t.manifest["split"].isin(("train", "val", "select"))] for t in tasks.values()
+    ]
+    p = first.p.model_copy(update={"split": split})
+    return Task("all", p, first.table, pd.concat(rows, ignore_index=True))

@@ -70,6 +70,7 @@ class _Progress:
     best: float = -math.inf
     best_epoch: int = 0
     worse: int = 0  # validations since the best one
+    seconds: float = 0.0  # those before a kill included
     rows: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -107,7 +108,7 @@ def fit(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> pd.D
     `total`, one a loss, one a diagnostic (means over the epoch's batches), one a score. Chosen are
     the weights with the best `recipe.select`, the latest of equals, read back from the file they
     were put in, else the last ones; with `settings.ema` the averaged ones; `attrs["chosen_epoch"]`
-    says of which epoch. The learner is left in eval mode.
+    says of which epoch, `attrs["seconds"]` how long it took, kills left out. The learner is left in eval mode.
     All randomness comes from `seed_step(seed, batch number)`, so that a run which was killed goes
     on from folder/checkpoints/<name>.resume.pt, at most `save_seconds` and an epoch back, and on
     the same machine ends with the same bits as one that was not. Its files stay until `clear`: a
@@ -120,15 +121,16 @@ def fit(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> pd.D
     total = settings.epochs * len(recipe.batches(1))
     with tqdm(total=total, initial=run.at.batches, desc=recipe.name, unit="batch") as bar:
         while not _ended(run):
-            row = _train(run, bar)
-            row |= _validate(run)
+            began = time.monotonic()
+            row = _train(run, bar) | _validate(run)
+            run.at.seconds += time.monotonic() - began
             run.at.rows.append(row)
             write_history(folder, recipe.name, run.at.rows)
             _show(run, bar, row)
             _save(run)
     chosen = _finish(run)
     history = read_history(folder, recipe.name)
-    history.attrs["chosen_epoch"] = chosen
+    history.attrs |= {"chosen_epoch": chosen, "seconds": run.at.seconds}
     return history
 
 

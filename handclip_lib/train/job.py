@@ -43,8 +43,8 @@ class Trained:
     """What a stage leaves. history: a row an epoch; checkpoint: its weights file.
 
     facts: plain values: `images`, `persons`, `epochs` gone, `chosen_epoch`, `selected_by` (a
-    history column, or empty: the last weights), `trained_parameters`, `seconds` of training (since
-    it was last resumed).
+    history column, or empty: the last weights), `trained_parameters`, `seconds` of training;
+    beside `images`, `shown_again` and `identities`, which are its classes.
     """
 
     encoder: Encoder

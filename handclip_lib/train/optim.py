@@ -59,6 +59,12 @@ def param_groups(encoder: Encoder, heads: nn.Module, settings: Training) -> list
     return [row for row in rows if row["params"]]
 
 
+def opened(encoder: Encoder, heads: nn.Module, settings: Training, epochs: int) -> int:
+    """How many numbers train within so many epochs: heads, adapter, the tower's open part."""
+    rows = [r for r in _rows(encoder, heads, settings) if 0 < (r["open_from"] or 0) <= epochs]
+    return sum(parameter.numel() for row in rows for parameter in row["params"])
+
+
 def make_optimizer(encoder: Encoder, heads: nn.Module, settings: Training) -> torch.optim.Optimizer:
     """AdamW, or Adam with L2, on `param_groups`."""
     groups = param_groups(encoder, heads, settings)
@@ -152,11 +158,8 @@ class Schedule:
 def _curve(settings: Loop, steps: int) -> list[float]:
     """Learning rate of each of `steps` steps, by the libraries' schedulers."""
     told = torch.optim.SGD([torch.zeros(1)], lr=settings.lr)
-    lr, warmup, floor = (
-        settings.lr,
-        round(settings.warmup * steps),
-        min(settings.min_lr, settings.lr),
-    )
+    lr, floor = settings.lr, min(settings.min_lr, settings.lr)
+    warmup = round(settings.warmup * steps)
     if settings.schedule == "one_cycle":
         return _one_cycle(told, settings, steps, floor)
     first: dict[str, Any] = {

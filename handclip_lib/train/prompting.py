@@ -1,7 +1,6 @@
 """Stage 3a: a prompt for each training person, learnt between two frozen towers."""
 
 import io
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,9 +99,7 @@ def _learnt(
             print(f"{job.name}: learnt before, by the same parameters, data and code: {path}")
             learner.load_state_dict(held["prompts"])
             return path, read_history(job.folder, job.name), held["facts"]
-        began = time.monotonic()
         history, facts = _fitted(job, learner, images, key)
-        facts["seconds"] = round(time.monotonic() - began, 2)
         state = {n: v.cpu() for n, v in learner.state_dict().items()}
         told = {"key": key, "pids": list(pids), "prompts": state, "facts": facts}
         buffer = io.BytesIO()
@@ -185,6 +182,7 @@ def _fitted(
         "persons": learner.ctx.shape[1],
         "epochs": len(history),
         "chosen_epoch": history.attrs["chosen_epoch"],
+        "seconds": round(history.attrs["seconds"], 2),
         "selected_by": "",
         "trained_parameters": learner.ctx.numel(),
         **{name: float(last[name]) for name in ("train_i2t", "val_i2t") if name in last},

@@ -45,6 +45,11 @@ def prepared(
     if settings.head_epochs and not any(w.requires_grad for w in beside.parameters()):
         print("these losses have no heads that could learn first; the tower learns at once")
         settings = settings.model_copy(update={"head_epochs": 0})
+    if settings.head_epochs >= settings.epochs and settings.unfreeze_blocks != 0:
+        print(
+            f"only heads learn: head_epochs {settings.head_epochs} of {settings.epochs} epochs, and"
+            " the tower never opens"
+        )
     return criterion, settings
 
 

@@ -41,7 +41,7 @@ def remedied(
     if remedy == "replay" and not told.replay.share:
         return past, task.manifest
     if remedy == "replay":
-        again = [_kept(p, step, one, path) for step, one, path in earlier if _same(one, task)]
+        again = [_kept(p, step, one, path) for step, one, path in earlier]
         words = f"replay {told.replay.model_dump_json()}"
         return replace(past, remedy=words), pd.concat([task.manifest, *again], ignore_index=True)
     keys = [read_checkpoint(path)["key"] for _, _, path in earlier]
@@ -63,10 +63,6 @@ def per_aspect(step: ChainStep, chain: Chain, remedy: str) -> Stage3b:
     return Stage3b(
         **usual | frozen | {"lr": told.lr, "head_lr": 1.0, "text": "none", "adapt": adapt}
     )
-
-
-def _same(one: Task, other: Task) -> bool:
-    return one.p.data == other.p.data
 
 
 def _kept(p: Params, step: ChainStep, task: Task, path: Path) -> pd.DataFrame:

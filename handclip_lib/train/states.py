@@ -33,10 +33,6 @@ class Task:
     table: pd.DataFrame
     manifest: pd.DataFrame
 
-    def named(self, aspect: str) -> str:
-        """The name that another aspect of the same data set has."""
-        return self.name.removesuffix(self.p.aspect) + aspect
-
     @property
     def dataset(self) -> str:
         """Whose persons its numbers count: those of another set are others."""
@@ -64,7 +60,7 @@ class State:
     own: Mapping[str, Path] = field(default_factory=dict)
 
 
-Look = dict[str, tuple[list[str], np.ndarray]]  # task -> images, (N, D) unit rows
+Look = dict[str, tuple[list[str], np.ndarray]]  # task -> images (its own among them), unit rows
 
 
 def tasks_of(p: Params) -> dict[str, Task]:
@@ -116,39 +112,26 @@ def _check(tasks: Sequence[Task]) -> None:
 
 
 def look(
-    state: State, tasks: Mapping[str, Task], fabric: lf.Fabric, mirrored: bool = False
+    state: State, tasks: Mapping[str, Task], fabric: lf.Fabric, mirrored: bool | None = None
 ) -> Look:
-    """The retrieval features of all test photographs of all tasks, by a state's weights.
+    """The retrieval features of every task's test photographs, distractors among them.
 
-    mirrored: left hands are shown mirrored, as if they were right ones, whatever the weights are
-    used to. Tasks of one data set share their arrays.
+    Where tasks have weights of their own, a task's whole gallery is seen by these. mirrored: left
+    hands are shown mirrored, as if they were right ones, or not; None: as the weights are used to.
     """
-    seen: dict[Data, tuple[list[str], np.ndarray]] = {}
+    alike: dict[tuple[str, Data], list[Task]] = {}
     for task in tasks.values():
-        if task.p.data not in seen:
-            alike = [other for other in tasks.values() if other.p.data == task.p.data]
-            names = list(dict.fromkeys(name for one in alike for name in one.images))
-            seen[task.p.data] = names, features_of(state, task, names, fabric, mirrored)
-    return {name: seen[task.p.data] for name, task in tasks.items()}
-
-
-def features_of(
-    state: State, task: Task, images: Sequence[str], fabric: lf.Fabric, mirrored: bool = False
-) -> np.ndarray:
-    """(N, D) unit rows of images of a task's data set, each by the weights for its aspect."""
-    aspects = task.table.set_index("image")["aspect"].loc[list(images)]
-    files = np.array([str(state.own.get(task.named(a), state.file or "")) for a in aspects])
-    names, rows = np.asarray(images), None
-    for file in dict.fromkeys(files.tolist()):
-        mine = files == file
-        encoder = encoder_from(task.p, Path(file) if file else None)
-        if mirrored:
-            encoder.preprocess = replace(encoder.preprocess, mirror_left=True)
-        z = unit_features(encoder, task, names[mine].tolist(), fabric)
-        rows = np.zeros((len(names), z.shape[1]), z.dtype) if rows is None else rows
-        rows[mine] = z
-    assert rows is not None
-    return rows
+        file = state.own.get(task.name, state.file)
+        alike.setdefault((str(file or ""), task.p.data), []).append(task)
+    seen: Look = {}
+    for (file, _), together in alike.items():
+        names = list(dict.fromkeys(name for task in together for name in task.images))
+        encoder = encoder_from(together[0].p, Path(file) if file else None)
+        if mirrored is not None:
+            encoder.preprocess = replace(encoder.preprocess, mirror_left=mirrored)
+        z = unit_features(encoder, together[0], names, fabric)
+        seen |= {task.name: (names, z) for task in together}
+    return {name: seen[name] for name in tasks}
 
 
 def unit_features(
@@ -186,7 +169,7 @@ def across(
     mirrored: bool = False,
     metric: str = "map",
 ) -> dict[str, np.ndarray]:
-    """`cross_scores` of a state among the aspects of the study's own data, in the tasks' order."""
+    """`cross_scores` of a state of one file among the aspects of the study's own data, in the tasks' order."""
     mine = {name: task for name, task in tasks.items() if task.p.data == p.data}
     images, z = next(iter(look(state, mine, fabric, mirrored).values()))
     place = {image: row for row, image in enumerate(images)}

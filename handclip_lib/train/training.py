@@ -1,6 +1,5 @@
 """A job done: trained, or found where it was done before; its weights and facts kept."""
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from handclip_lib.train.fit import clear, fit, read_history
 from handclip_lib.train.guide import check_guide
 from handclip_lib.train.job import Job, Trained, check_start
 from handclip_lib.train.learner import Learner, check_losses, class_means, encode, pictures
-from handclip_lib.train.optim import param_groups
+from handclip_lib.train.optim import opened
 from handclip_lib.train.recipe import make_recipe, prepared
 from handclip_lib.train.selection import scorer
 
@@ -37,9 +36,7 @@ def train(job: Job[Training]) -> Trained:
                 job.guide.load_state_dict(held["guide"])
             history = read_history(job.folder, job.name)
             return Trained(job.encoder.eval(), history, path, held["facts"], job.guide)
-        began = time.monotonic()
         history, facts, heads = _fitted(job, key)
-        facts["seconds"] = round(time.monotonic() - began, 2)
         params = job.p.model_dump(mode="json")
         more = {"facts": facts, "taught": taught, "heads": heads}
         if job.guide is not None:
@@ -81,11 +78,8 @@ def _fitted(
         "identities": len(classes),
         "epochs": len(history),
         "chosen_epoch": history.attrs["chosen_epoch"],
+        "seconds": round(history.attrs["seconds"], 2),
         "selected_by": select,
-        "trained_parameters": sum(
-            w.numel()
-            for group in param_groups(job.encoder, learner.heads, settings)
-            for w in group["params"]
-        ),
+        "trained_parameters": opened(job.encoder, learner.heads, settings, len(history)),
     }
     return history, facts, {n: v.cpu() for n, v in criterion.state_dict().items()}
