@@ -107,8 +107,11 @@ def test_every_way_to_guide_is_a_file_that_builds() -> None:
     ("told", "words"),
     [
         (["vptt"], r"no guided 'vptt'; did you mean 'vpt'\?"),
-        ({"x": {"adapt.promts": 3}}, r"variant x: unknown parameter 'stage3b.adapt.promts'; did"),
-        ({"x": {"lr": "a"}}, r"variant x: stage3b.lr: .*valid number"),
+        (
+            {"x": {"adapt.promts": 3}},
+            r"stage3b.variants.x: unknown parameter 'stage3b.adapt.promts'; did",
+        ),
+        ({"x": {"lr": "a"}}, r"stage3b.variants.x: stage3b.lr: .*valid number"),
         ({"x/y": {}}, r"stage3b.variants: 'x/y' becomes part of file names"),
     ],
 )

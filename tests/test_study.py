@@ -149,11 +149,47 @@ def test_other_parameters_are_run_again(tmp_path):
 def test_plan_is_every_aspect_and_seed_with_notebooks_in_order():
     chains = study.plan("smoke", None, None, [0, 1])
     names = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    assert [[t.notebook.stem for t in c] for c in chains] == [names] * 8
+    others = [name for name in names if name != "05_sequential_chain"]
+    ran = [[t.notebook.stem for t in c] for c in chains]
+    assert ran == [names, others, others, others] * 2, "the chain looks at all aspects at once"
+    assert len(names) == len(others) + 1
     assert [(c[0].params.seed, c[0].params.aspect) for c in chains[:2]] == [
         (0, "dorsal_r"),
         (0, "dorsal_l"),
     ]
+
+
+def test_a_chain_is_run_once_a_seed_for_the_first_aspect_that_is_asked_for():
+    chains = study.plan("smoke", ["05"], ["palmar_l", "dorsal_r"], [0, 3])
+    ran = [(t.params.aspect, t.params.seed) for c in chains for t in c]
+    assert ran == [("palmar_l", 0), ("palmar_l", 3)]
+    kept = study.plan("chain_remedies", None, None, None)
+    ran = [(t.notebook.stem, t.params.aspect, t.params.seed) for c in kept for t in c]
+    assert ran == [("05_sequential_chain", "dorsal_r", seed) for seed in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("tag", ["chains", "checkpoints", "figures"])
+def test_a_tag_by_the_name_of_a_runs_own_folder_is_refused(tag):
+    p = load("dorsal_r", "smoke", tag=tag, overrides={"model.fit": "pad"})
+    with pytest.raises(ParamError, match=f"'{tag}' is the name of a run's own folder"):
+        run_folder("05_sequential_chain", p)
+
+
+def test_a_chains_splits_are_those_it_is_compared_by(tmp_path, monkeypatch):
+    """Also where the study splits single aspects as the literature does."""
+    seen = []
+
+    def watched(p, table):
+        seen.append(p.split.mode)
+        return p.aspect
+
+    monkeypatch.setattr(study.splits, "manifest_for", watched)
+    published = load("dorsal_r", "smoke", overrides={"split.mode": "published"})
+    for name in ("00_good", "05_sequential_chain"):
+        folder = _finished(tmp_path, name)
+        one = study.Task(folder / f"{name}.ipynb", published)
+        study._same_data(one, study.tables.read(None))
+    assert seen == ["published", "person_disjoint"]
 
 
 def test_what_is_named_twice_is_planned_once():
