@@ -277,8 +277,6 @@ def _all(tasks: Mapping[str, Task], identity: str) -> Task:
     """The training rows of all tasks as one; identity: what a class is then."""
     first = next(iter(tasks.values()))
     split = first.p.split.model_copy(update={"identity": identity})
-    rows = [
-        t.manifest[t.manifest["split"].isin(("train", "val", "select"))] for t in tasks.values()
-    ]
-    p = first.p.model_copy(update={"split": split})
-    return Task("all", p, first.table, pd.concat(rows, ignore_index=True))
+    rows = pd.concat([task.manifest for task in tasks.values()], ignore_index=True)
+    rows = rows[rows["split"].isin(("train", "val", "select"))]
+    return Task("all", first.p.model_copy(update={"split": split}), first.table, rows)

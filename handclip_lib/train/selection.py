@@ -60,7 +60,7 @@ def scorer(
     size = p.evaluation.batch_size
     if held.images and not searched:
         print(
-            f"held out: {len(set(held.pids))} of the training persons, too few to be searched among;"
+            f"held out: {len(set(held.pids))} of the training persons, too few to search among;"
             " nothing chooses an epoch and the last weights are taken"
         )
 

@@ -116,9 +116,7 @@ def best_stage2(
 
     best = max(found, key=score)  # of equals the first
     if not found[best].facts["selected_by"]:
-        print(
-            "too few training persons are held out to choose a variant of stage 2: the first is taken"
-        )
+        print("too few persons are held out to choose a variant of stage 2: the first is taken")
     return {best: found[best]}
 
 

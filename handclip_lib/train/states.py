@@ -124,9 +124,9 @@ def look(
         file = state.own.get(task.name, state.file)
         alike.setdefault((str(file or ""), task.p.data), []).append(task)
     seen: Look = {}
-    for (file, _), together in alike.items():
+    for (path, _), together in alike.items():
         names = list(dict.fromkeys(name for task in together for name in task.images))
-        encoder = encoder_from(together[0].p, Path(file) if file else None)
+        encoder = encoder_from(together[0].p, Path(path) if path else None)
         if mirrored is not None:
             encoder.preprocess = replace(encoder.preprocess, mirror_left=mirrored)
         z = unit_features(encoder, together[0], names, fabric)
@@ -169,7 +169,7 @@ def across(
     mirrored: bool = False,
     metric: str = "map",
 ) -> dict[str, np.ndarray]:
-    """`cross_scores` of a state of one file among the aspects of the study's own data, in the tasks' order."""
+    """`cross_scores` of a state with one file, among the aspects of the study's own data."""
     mine = {name: task for name, task in tasks.items() if task.p.data == p.data}
     images, z = next(iter(look(state, mine, fabric, mirrored).values()))
     place = {image: row for row, image in enumerate(images)}
