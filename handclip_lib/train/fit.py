@@ -106,13 +106,13 @@ def fit(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> pd.D
 
     Columns: `variant`, `epoch`, `step` (of the optimiser), `lr` (of the tower's last layers),
     `total`, one a loss, one a diagnostic (means over the epoch's batches), one a score. Chosen are
-    the weights with the best `recipe.select`, the latest of equals, read back from the file they
-    were put in, else the last ones; with `settings.ema` the averaged ones; attrs: `chosen_epoch`,
-    theirs, and `seconds`, over kills. The learner is left in eval mode.
-    All randomness comes from `seed_step(seed, batch number)`, so that a run which was killed goes
-    on from folder/checkpoints/<name>.resume.pt, at most `save_seconds` and an epoch back, and on
-    the same machine ends with the same bits as one that was not. Its files stay until `clear`: a
-    kill before the result is kept elsewhere costs no more than any other.
+    the weights with the best `recipe.select`, the latest of equals, read back from their file, else
+    the last ones; with `settings.ema` the averaged ones; attrs: `chosen_epoch`, `seconds`. The
+    learner is left in eval mode. All randomness comes from `seed_step(seed, batch number)`, so
+    that a run which was killed goes on from folder/checkpoints/<name>.resume.pt, at most
+    `save_seconds` and an epoch back, and on the same machine ends with the same bits as one
+    that was not. Its files stay until `clear`: a kill before the result is kept elsewhere costs
+    no more than any other.
     Raises FloatingPointError naming the losses that are not finite, AssertionError naming the
     parameters that ask for a gradient and are not in the optimiser, ValueError without batches.
     """
