@@ -146,8 +146,7 @@ def _start(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> _
     learner = learner.module if lf.is_wrapped(learner) else fabric.to_device(learner)
     if not lf.is_wrapped(optimizer):
         optimizer = fabric.setup_optimizers(optimizer)
-    batches = len(recipe.batches(1))
-    if not batches:
+    if not (batches := len(recipe.batches(1))):
         raise ValueError(f"{recipe.name}: no batch in an epoch: fewer images than a batch holds?")
     epoch_steps = math.ceil(batches / settings.accumulate)
     schedule = Schedule(optimizer, settings, settings.epochs * epoch_steps)
