@@ -29,7 +29,6 @@ from handclip_lib.data.tables import read_11k
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate.embed import embed, retrieval_features
 from handclip_lib.models.adapters import merge_lora
-from handclip_lib.models.checkpoint import is_ours
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.models.files import save_local_dir
 from handclip_lib.models.weights import CONFIG
@@ -58,8 +57,8 @@ def find_encoder(source: str, pretrained: str = "", variant: str = "") -> Encode
 
 
 def _checkpoint(run: Path, variant: str) -> Path:
-    files = sorted(run.glob("checkpoints/*.pth"))
-    found = {path.stem: path for path in files if is_ours(path)}  # learned prompts are no tower
+    found = {path.stem: path for path in sorted(run.glob("checkpoints/*.pth"))}
+    found.pop("prompts", None)  # of stage 3a: no tower
     if not found:
         raise ParamError(
             f"{run} has neither {CONFIG} nor checkpoints/*.pth: it is no model folder, and no run"

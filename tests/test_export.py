@@ -135,6 +135,7 @@ def test_one_checkpoint_of_a_run_is_taken_and_several_are_listed(tmp_path, asked
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "ce.pth").touch()
+    (folder / "prompts.pth").touch()  # learned words, no tower
     export.find_encoder(str(tmp_path))
     (folder / "ce_triplet.pth").touch()
     export.find_encoder(str(tmp_path), variant="ce_triplet")

@@ -62,6 +62,19 @@ def test_every_parameter_of_tower_and_heads_is_in_one_group_and_none_of_the_text
     assert len({group["name"] for group in groups}) == len(groups)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_has_trained_is_what_has_opened(encoders, name):
+    """Heads alone while the tower is closed, then all; with blocks to open, those alone."""
+    encoder, own = encoders[name], heads()
+    heads_only = sum(p.numel() for p in own.parameters() if p.requires_grad)
+    tower = sum(p.numel() for p in encoder.visual.parameters())
+    late = Training(epochs=5, head_epochs=2)
+    assert optim.opened(encoder, own, late, 2) == heads_only
+    assert optim.opened(encoder, own, late, 3) == heads_only + tower
+    some = optim.opened(encoder, own, Training(unfreeze_blocks=1), 5)
+    assert heads_only < some < heads_only + tower
+
+
 def test_a_vit_of_12_blocks_has_28_groups_by_depth_and_decay(encoders):
     settings = Training(lr=1.0, layer_decay=0.5, head_lr=10.0, weight_decay=0.1)
     encoder = encoders["optim-vit-12"]

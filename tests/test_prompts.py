@@ -94,6 +94,12 @@ def test_slots_and_end_of_any_template(tower, template, count):
     assert not ids[slots.end + 1 :].any(), "nothing but padding is cut"
 
 
+def test_slots_stand_in_a_row(tower):
+    """One slot that melts into the next word, and a word that looks like one, make up the count."""
+    with pytest.raises(ValueError, match="no 4 slots in a row"):
+        find_slots(tower, "a photo of a {person}palmar hand x.", 4)
+
+
 @pytest.mark.parametrize("count", [4, 8, 12, 16])
 @torch.no_grad()
 def test_texts_are_those_of_the_whole_tower(tower, encoder, count):

@@ -5,7 +5,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 
-from handclip_lib.report import texts
+from handclip_lib.report import summary, texts
 from handclip_lib.report.canvas import BAD, DPI, GOOD
 
 NAMES = ["a", "b", "c"]
@@ -91,3 +91,9 @@ def test_cost_table():
     table = texts.cost_table({"prompts": facts}, 86_192_640)
     assert table.index.tolist() == ["prompts"]
     assert table.loc["prompts"].tolist() == ["147,456", "0.17", "12.3", "4"]
+
+
+def test_a_table_of_no_models_has_its_rows():
+    """Where no variant composes a text, the notebook's table of those that do is empty."""
+    table = summary.score_table({}).T[["rank-1", "mAP"]]
+    assert table.shape == (0, 2) and table.index.names == ["model", "gallery"]
