@@ -15,17 +15,16 @@ from handclip_lib.report.summary import percent
 from handclip_lib.report.sweeps import SHOWN
 from handclip_lib.schema import Params
 from handclip_lib.train.blends import Sweep
-from handclip_lib.train.chain import file_names, ordered
+from handclip_lib.train.chain import ordered
 from handclip_lib.train.states import Task
 
 Frames = Mapping[str, Mapping[str, pd.DataFrame]]  # state, task
 
 
 def steps_table(p: Params, tasks: Mapping[str, Task]) -> pd.DataFrame:
-    """A row a step: what it teaches, how, on how many images and persons, and its file."""
-    steps = ordered(p)
+    """A row a step: what it teaches, how, on how many images and persons."""
     rows = []
-    for step, name in zip(steps, file_names(steps), strict=True):
+    for step in ordered(p):
         manifest, settings = tasks[step.name].manifest, step.settings
         mine = manifest[manifest["split"] == "train"]
         blocks = "all" if settings.unfreeze_blocks is None else f"last {settings.unfreeze_blocks}"
@@ -39,7 +38,6 @@ def steps_table(p: Params, tasks: Mapping[str, Task]) -> pd.DataFrame:
                 "blocks": "gradually" if settings.gradual else blocks,
                 "images": len(mine),
                 "persons": mine["pid"].nunique(),
-                "file": f"{name}.pth",
             }
         )
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="step"))
@@ -56,7 +54,7 @@ def effort_table(facts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.Dat
         rows[name] = {
             "trainings": len(told),
             "image passes": sum(one["images"] * one["epochs"] for one in told),
-            "of them shown again": "yes" if any(one["shown_again"] for one in told) else "",
+            "old ones among them": "yes" if any(one["shown_again"] for one in told) else "",
             "parameters": max((one["trained_parameters"] for one in told), default=0),
             "seconds": round(sum(one["seconds"] for one in told), 1),
         }
