@@ -463,6 +463,15 @@ def test_the_chain_is_compared_with_what_the_study_names(hands, tmp_path, plain)
     assert chain.compared(less, tasks, tmp_path / "none", plain.files[0]) == {}
 
 
+def test_a_model_of_one_aspect_has_its_own_classes_and_the_chains_settings(hands, tmp_path):
+    """What a chain made in its first step is such a model only where both are the same."""
+    first, mine = tmp_path / "never read", {"aspect": TWO[0], "settings": {"lr": 1e-3}}
+    for told_ in ({"classes": "union"}, {"steps": [mine, TWO[1]]}):
+        p = told(hands, chain={"steps": TWO} | told_)
+        made = chain.own_models(p, states.tasks_of(p), tmp_path / "single", first=first)
+        assert [one["identities"] for one in made.facts.values()] == [8, 8]
+
+
 def test_each_task_is_seen_by_its_own_weights(p, tasks, plain):
     """Its distractors, too: queries and gallery are of one space."""
     own = {"dorsal_l": plain.files[1], "palmar_r": plain.files[2]}

@@ -84,14 +84,15 @@ def own_models(
     """Each step from the study's tower, by the chain's recipe: an aspect has weights of its own.
 
     remedy: lora or vpt, which train an adapter on the frozen tower; otherwise the recipe trains.
-    first: weights of the chain's first step, taken where that had the same settings.
+    first: weights of the chain's first step, taken where that had the same settings and classes.
     """
     recipe, steps, own = chain_recipe(p), ordered(p), dict[str, Path]()
     settings = remedies.per_aspect(recipe, p.chain, remedy) if remedy else recipe.settings
     states, facts, histories = [State("zero_shot")], dict[str, Any](), []
+    alike = p.chain.classes == "step"
     for k, step in enumerate(steps):
         task, name = tasks[step.name], step.name.replace(" ", "_")
-        if k == 0 and first is not None and step.settings == settings:
+        if k == 0 and alike and first is not None and step.settings == settings:
             own[step.name], facts[name] = first, read_checkpoint(first)["facts"]
         elif step.name not in own:
             alone = replace(recipe, settings=settings)
