@@ -60,10 +60,13 @@ def test_a_chain_by_a_variant_of_stage_2(hands, tmp_path):
         assert {"cross_entropy", "triplet"} <= set(history)
 
 
-def test_prompts_are_learnt_anew_at_every_step(hands, tmp_path, capsys):
-    p = recipe(hands, "stage3b/mine", CLIP_REID)
+def test_prompts_are_learnt_anew_at_every_step(hands, tmp_path, capsys, monkeypatch):
+    p, starts, real = recipe(hands, "stage3b/mine", CLIP_REID), [], chain.stages.stage3a
+    watched = lambda *args: starts.append(args[1]) or real(*args)  # noqa: E731
+    monkeypatch.setattr(chain.stages, "stage3a", watched)
     chained, tasks = toy.run(p, tmp_path)
     line(p, chained)
+    assert starts == [None, chained.files[0]], "by the tower that they will guide"
     names = ["step1_dorsal_r", "step2_dorsal_l"]
     assert [path.stem for path in chained.files] == names
     learnt = [tmp_path / "checkpoints" / f"{name}_prompts.pth" for name in names]
