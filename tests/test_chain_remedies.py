@@ -213,6 +213,12 @@ def test_replay_shows_training_images_of_earlier_steps_alone(hands, tasks, plain
     assert set(again["image"]) < set(trained["image"])
     kept_out = rows.loc[rows["split"].isin((*TESTING, "select")), "pid"] % 1_000_000
     assert not set(again["pid"]) & set(kept_out)
+    leaking = {int(again["pid"].iloc[0])}  # as the literature's splits have them
+    _, fewer = remedies.remedied(p, "replay", tasks["palmar_r"], done, Past(), leaking)
+    shown = fewer.loc[fewer["split"] == "replay", "pid"]
+    assert set(shown) == set(again["pid"]) - leaking
+    _, same = remedies.remedied(p, "replay", tasks["dorsal_l"], done, Past())
+    assert set(same.loc[same["split"] == "replay", "aspect"]) == {"dorsal_r"}, "not its own"
 
 
 @pytest.mark.parametrize("sampler", ["shuffle", "pk", "hard"])

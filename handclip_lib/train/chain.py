@@ -63,12 +63,15 @@ def run_chain(
     """
     steps, earlier = ordered(p, order), list[remedies.Earlier]()
     states, facts, histories = [State("zero_shot")], dict[str, Any](), []
+    asked = [m[m["split"].isin(("query", "gallery", "select"))] for m in _manifests(tasks)]
+    tested = set(pd.concat(asked)["pid"])
     for k, (step, name) in enumerate(zip(steps, file_names(steps), strict=True)):
         task = tasks[step.name]
         if k == 0 and first is not None:
             path, facts[name] = first, read_checkpoint(first)["facts"]
         else:
-            past, manifest = remedies.remedied(p, remedy, task, earlier, _past(p, tasks, k))
+            past = _past(p, tasks, k)
+            past, manifest = remedies.remedied(p, remedy, task, earlier, past, tested)
             made = taught(step, task, name, states[-1].file, folder, past, manifest)
             path, facts[name] = made.checkpoint, made.facts
             histories.append(made.history)
@@ -270,14 +273,18 @@ def _past(p: Params, tasks: Mapping[str, Task], k: int) -> Past:
     """The classifier's classes: a step's own, or those of all steps, whose heads go on."""
     if p.chain.classes == "step":
         return Past()
-    classes = classes_of(p.split.identity, [task.manifest for task in tasks.values()])
+    classes = classes_of(p.split.identity, _manifests(tasks))
     return Past(classes=classes, inherits=k > 0)
+
+
+def _manifests(tasks: Mapping[str, Task]) -> list[pd.DataFrame]:
+    return [task.manifest for task in tasks.values()]
 
 
 def _all(tasks: Mapping[str, Task], identity: str) -> Task:
     """The training rows of all tasks as one; identity: what a class is then."""
     first = next(iter(tasks.values()))
     split = first.p.split.model_copy(update={"identity": identity})
-    rows = pd.concat([task.manifest for task in tasks.values()], ignore_index=True)
+    rows = pd.concat(_manifests(tasks), ignore_index=True)
     rows = rows[rows["split"].isin(("train", "val", "select"))]
     return Task("all", first.p.model_copy(update={"split": split}), first.table, rows)

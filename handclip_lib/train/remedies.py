@@ -1,6 +1,6 @@
 """What holds a step of a chain to those before it: photographs, features, weights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +28,18 @@ Earlier = tuple[ChainStep, Task, Path]  # a step that is done, and its weights
 
 
 def remedied(
-    p: Params, remedy: str, task: Task, earlier: Sequence[Earlier], past: Past
+    p: Params,
+    remedy: str,
+    task: Task,
+    earlier: Sequence[Earlier],
+    past: Past,
+    tested: Collection[int] = (),
 ) -> tuple[Past, pd.DataFrame]:
     """What a step brings along under a remedy, and the rows it trains on.
 
     At the first step there is nothing to forget, and nothing is done. replay: photographs of
-    earlier steps are added (split `replay`); lwf, l2_sp, ewc: a bond to the weights it starts from.
+    earlier steps are added (split `replay`), none of this step's own and none of persons who are
+    `tested`; lwf, l2_sp, ewc: a bond to the weights it starts from.
     """
     if not remedy or not earlier:
         return past, task.manifest
@@ -41,9 +47,11 @@ def remedied(
     if remedy == "replay" and not told.replay.share:
         return past, task.manifest
     if remedy == "replay":
-        again = [_kept(p, step, one, path) for step, one, path in earlier]
+        again = pd.concat([_kept(p, step, one, path) for step, one, path in earlier])
+        again = again[~again["image"].isin(task.manifest["image"]) & ~again["pid"].isin(tested)]
         words = f"replay {told.replay.model_dump_json()}"
-        return replace(past, remedy=words), pd.concat([task.manifest, *again], ignore_index=True)
+        rows = pd.concat([task.manifest, again.drop_duplicates("image")], ignore_index=True)
+        return replace(past, remedy=words), rows
     keys = [read_checkpoint(path)["key"] for _, _, path in earlier]
     words = f"{remedy} {told.model_dump_json(include={remedy})} {keys}"
     return replace(
