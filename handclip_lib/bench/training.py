@@ -16,8 +16,9 @@ from handclip_lib.device import make_fabric, seed_step
 from handclip_lib.losses import build_loss
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Training
+from handclip_lib.train.classes import Classes
 from handclip_lib.train.fit import Recipe
-from handclip_lib.train.job import Job, study_encoder
+from handclip_lib.train.job import Job, Past, study_encoder
 from handclip_lib.train.learner import Learner, Pictures
 from handclip_lib.train.recipe import make_recipe
 from handclip_lib.train.terms import weighted_total
@@ -108,14 +109,16 @@ def make_trainer(p: Params, settings: Training, data: Pictures, folder: Path) ->
     Without Mixup and CutMix, whose batches could not be made beforehand.
     """
     fabric, encoder = make_fabric(p, training=True), study_encoder(p)
-    num_ids = int(data.labels.max()) + 1
+    names = sorted(set(zip(data.pids.tolist(), data.aspects.tolist(), strict=True)))
+    past, num_ids = Past(Classes("aspect_hand", tuple(names))), len(names)
     plain = settings.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     settings = settings.model_copy(update={"augment": plain})
     losses, balance = settings.losses, settings.loss_balance
     criterion = build_loss(losses, num_ids, encoder.dims, balance, settings.projection)
     learner = Learner(encoder, criterion, num_ids, p.device.compile)
     fabric.to_device(learner)
-    job = Job("bench", settings, p, encoder, pd.DataFrame(), pd.DataFrame(), fabric, folder)
+    empty = pd.DataFrame()
+    job = Job("bench", settings, p, encoder, empty, empty, fabric, folder, past=past)
     recipe = make_recipe(job, learner, data, None, "", "")
     learner.train()
     recipe.begin_epoch(settings.epochs)

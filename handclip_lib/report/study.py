@@ -29,7 +29,7 @@ from handclip_lib.schema import Params
 from handclip_lib.train.states import in_chain
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-_ACROSS = ("05_sequential_chain",)
+_ACROSS = ("05_sequential_chain",)  # of all aspects at once
 _ENDING_S = 20  # for a run to end its kernel before it is killed
 
 
@@ -115,10 +115,7 @@ def plan(
     seeds: Sequence[int] | None,
     others: Sequence[str] | None = None,
 ) -> list[list[Task]]:
-    """The study's runs: a list for each seed and aspect, the study before its variants.
-
-    A notebook that looks at all aspects is run once a seed, for the first of them.
-    """
+    """A list of runs for each seed and aspect; notebooks of all aspects are with the first."""
     told = read_study(study)
     files = list(dict.fromkeys(find_notebook(name) for name in notebooks or told.notebooks))
     files = files or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -169,9 +166,8 @@ def _remaining(
 
 def _is_finished(task: Task) -> bool:
     """Whether all is there, by these parameters, and the report shows the metrics there are."""
-    metrics, report, params = (
-        task.folder / name for name in ("metrics.json", "report.html", "params.json")
-    )
+    names = ("metrics.json", "report.html", "params.json")
+    metrics, report, params = (task.folder / name for name in names)
     if not all(path.is_file() for path in (metrics, report, params)):
         return False
     if report.stat().st_mtime_ns < metrics.stat().st_mtime_ns:
@@ -193,7 +189,8 @@ def _sources(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in own]
 
 
-def _digest(p: Params, table: pd.DataFrame) -> str | None:
+def _digest(task: Task, table: pd.DataFrame) -> str | None:
+    p = in_chain(task.params) if task.notebook.stem in _ACROSS else task.params
     try:
         return splits.sha256(splits.manifest_for(p, table))
     except (SplitError, FileNotFoundError):  # the run itself will say it, in its own report
@@ -204,9 +201,7 @@ def _same_data(task: Task, table: pd.DataFrame) -> bool:
     saved = read_json(task.folder / "metrics.json")
     if saved["data"] != table.attrs["title"]:
         return False
-    digest = saved["manifest_sha256"]
-    p = in_chain(task.params) if task.notebook.stem in _ACROSS else task.params
-    return digest is None or digest == _digest(p, table)
+    return saved["manifest_sha256"] in (None, _digest(task, table))
 
 
 def _run_chains(work: _Work, chains: list[list[Task]], jobs: int) -> None:
@@ -296,8 +291,8 @@ def _portable(study: str) -> str:
 
 
 def _default_jobs(p: Params) -> int:
-    on_gpu = p.device.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-    return 1 if on_gpu else _cores()
+    is_gpu = p.device.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    return 1 if is_gpu else _cores()
 
 
 def _cores() -> int:
