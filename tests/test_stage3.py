@@ -30,6 +30,7 @@ from handclip_lib.params import ParamError, load
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Stage3b
 from handclip_lib.train import guide as guides
+from handclip_lib.train import job as jobs
 from handclip_lib.train import prompting, stages, training
 from handclip_lib.train.guide import Guide, composed
 from handclip_lib.train.job import Trained, study_encoder
@@ -166,7 +167,7 @@ def looks(monkeypatch) -> list[int]:
         made.visual.conv1.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
         return made
 
-    monkeypatch.setattr(stages, "study_encoder", encoder)
+    monkeypatch.setattr(jobs, "study_encoder", encoder)
     return calls
 
 
@@ -212,7 +213,7 @@ def test_towers_stay_as_they_are_in_3a(learn, monkeypatch):
         held.append((made, made.weights_sha256))
         return made
 
-    monkeypatch.setattr(stages, "study_encoder", encoder)
+    monkeypatch.setattr(jobs, "study_encoder", encoder)
     one = learn("one", init="image", prompts=2, dropout=0.2, lr=0.1, epochs=2)
     (found, before), *_ = held
     assert found.weights_sha256 == before
@@ -371,7 +372,7 @@ def test_keys_follow_weights_preprocess_and_images(table, manifest, tmp_path):
 
     def key(model: dict[str, Any] | None = None, start: Path | None = None, rows=manifest) -> str:
         asked = p if model is None else told(tmp_path, model=STUDY["model"] | model)
-        job = stages._job("prompts", asked.stage3a, asked, start, table, rows, tmp_path)
+        job = jobs.job_of("prompts", asked.stage3a, asked, start, table, rows, tmp_path)
         return job.key
 
     fewer = manifest[

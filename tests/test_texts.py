@@ -39,8 +39,8 @@ def test_cosines_before_and_after_are_on_one_scale_without_the_diagonal():
     assert [image.get_clim() for image in images] == [(0.0, 0.8)] * 2
     shown = np.ma.filled(images[1].get_array(), np.nan)
     np.testing.assert_allclose(shown, [[np.nan, 0.6, 0], [0.6, np.nan, 0.8], [0, 0.8, np.nan]])
-    assert left.get_title("left").endswith("between two identities 0.00 (0.00 to 0.00)")
-    assert right.get_title("left").endswith("between two identities 0.47 (0.00 to 0.80)")
+    assert left.get_title("left").endswith("between two identities 0.000 (0.000 to 0.000)")
+    assert right.get_title("left").endswith("between two identities 0.467 (0.000 to 0.800)")
     assert [label.get_text() for label in left.get_yticklabels()] == NAMES
 
 
