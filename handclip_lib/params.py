@@ -188,11 +188,11 @@ def _check_chain(told: Chain, steps: Sequence[ChainStep]) -> None:
     losses = all(step.settings.losses for step in steps)
     known = {step.name: step.data for step in steps}
     clashes = {
-        "replay and classes union have no texts: these are of a step's own persons": texts
+        "with texts take replay out of chain.remedies, and set chain.classes to step": texts
         and (told.classes == "union" or "replay" in told.remedies),
         "ewc, lora and vpt need a recipe with losses of its own": not losses
         and {"ewc", "lora", "vpt"} & {*told.remedies},
-        "lwf, l2_sp, ewc, wise_ft and soup are for recipes without `adapt`": any(
+        "a recipe with `adapt` needs chain.remedies without lwf, l2_sp, ewc, wise_ft and soup": any(
             adapt != usual for adapt in adapts
         )
         and {"lwf", "l2_sp", "ewc", "wise_ft", "soup"} & {*told.remedies},

@@ -181,7 +181,7 @@ def _losses_of(name: str) -> Any:
 
 
 def _guided_of(name: str) -> Any:
-    file = _file_of(name, "guided", "stage3b.variants")
+    file = _file_of(name, "guided", "stage3b.variants or chain.finals")
     return read_yaml(file.read_text(encoding="utf-8"), str(file))
 
 

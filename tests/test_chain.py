@@ -502,3 +502,12 @@ def test_mirrored_features_are_of_mirrored_left_hands_alone(p, tasks, plain):
     raw = {name: getattr(told_, name).numpy() for name in p.evaluation.feature}
     wanted = retrieval_features(raw, p.evaluation.feature)[0]
     np.testing.assert_allclose(mirrored[at], wanted, atol=1e-5)
+
+
+def test_what_the_data_or_a_batch_can_not_give_is_said_before_the_chain_begins(hands):
+    two = {"steps": ["dorsal_r", "hand"], "second": "none"}
+    with pytest.raises(ParamError, match=r"no photographs of hand; .* chain.steps=\[dorsal_l"):
+        states.tasks_of(told(hands, chain=two))
+    much = {"remedies": ["replay"], "replay": {"share": 0.99}}
+    with pytest.raises(ValueError, match=r"replay.share 0.99"):
+        states.tasks_of(told(hands, chain=much))

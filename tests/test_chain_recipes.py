@@ -89,7 +89,7 @@ def test_prompts_are_learnt_anew_at_every_step(hands, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize("text", ["prompts", "attributes", "number"])
 @pytest.mark.parametrize("more", [{"remedies": ["replay"]}, {"classes": "union"}], ids=str)
 def test_texts_of_a_steps_own_persons_are_not_for_others(hands, text, more):
-    with pytest.raises(ParamError, match="replay and classes union have no texts"):
+    with pytest.raises(ParamError, match="with texts take replay out of chain.remedies"):
         recipe(hands, "stage3b/mine", {"text": text}, **more)
 
 
@@ -118,7 +118,7 @@ def test_adapters_go_along_the_chain(hands, tmp_path, adapt):
 @pytest.mark.parametrize("remedy", ["lwf", "l2_sp", "ewc", "wise_ft", "soup"])
 @pytest.mark.parametrize("adapt", [{"lora": 2}, {"prompts": 3}], ids=str)
 def test_adapters_have_no_remedies_of_weights(hands, remedy, adapt):
-    with pytest.raises(ParamError, match="are for recipes without `adapt`"):
+    with pytest.raises(ParamError, match="a recipe with `adapt` needs chain.remedies without"):
         recipe(hands, "stage3b/mine", {"text": "none", "adapt": adapt}, remedies=[remedy])
 
 

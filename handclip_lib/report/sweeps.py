@@ -113,4 +113,4 @@ def _meant(run: pd.DataFrame) -> str:
 
 def signed(value: float) -> str:
     """`+3.1` or `−0.4`: a difference of 0–1 metrics, in points of per cent."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")  # no −0.0

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from handclip_lib.data import leaks, splits, tables
+from handclip_lib.data.samplers import replay_parts
 from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import embed
 from handclip_lib.evaluate.cross import cross_scores
 from handclip_lib.evaluate.protocol import per_query
 from handclip_lib.models.clip import Encoder
-from handclip_lib.params import ParamError, chain_steps
+from handclip_lib.params import ChainStep, ParamError, chain_steps
 from handclip_lib.schema import Data, Params
 from handclip_lib.train.job import encoder_from
 
@@ -78,6 +79,7 @@ def tasks_of(p: Params) -> dict[str, Task]:
         told = mine.model_copy(update={"aspect": step.aspect, "data": step.data})
         if step.data not in read:
             read[step.data] = tables.read(told)
+        _check_step(p, step, read[step.data])
         if step.name not in found:
             manifest = splits.manifest_for(told, read[step.data])
             found[step.name] = Task(step.name, told, read[step.data], manifest)
@@ -89,6 +91,18 @@ def tasks_of(p: Params) -> dict[str, Task]:
     for data in read:
         _check([task for task in found.values() if task.p.data == data])
     return found
+
+
+def _check_step(p: Params, step: ChainStep, table: pd.DataFrame) -> None:
+    """What can be known before the chain has begun."""
+    if not (table["aspect"] == step.aspect).any():
+        raise ParamError(
+            f"chain.steps: the data has no photographs of {step.aspect}; name those that it has:"
+            f" chain.steps=[{', '.join(sorted(set(table['aspect'])))}]"
+        )
+    if "replay" in p.chain.remedies:
+        settings = step.settings
+        replay_parts(settings.sampler, settings.batch_size, p.chain.replay.share)
 
 
 def in_chain(p: Params) -> Params:
