@@ -215,7 +215,7 @@ def replay_parts(settings: Sampler, batch_size: int, share: float) -> tuple[int,
     if share and min(old, batch_size - old) < 2 * each:
         raise ValueError(
             f"replay.share {share} of a batch of {batch_size} is {old} images and leaves"
-            f" {batch_size - old}: each part needs {2 * each} or more; a larger batch_size, or less, helps"
+            f" {batch_size - old}: each part needs {2 * each} or more; raise batch_size"
         )
     return batch_size - old, old
 
