@@ -163,6 +163,8 @@ def chain_finals(p: Params) -> dict[str, Stage3b]:
     found = {}
     for name, told in p.chain.finals.items():
         found[name] = _guided(p, name, told, "chain.finals")
+        if p.chain.final_epochs:
+            found[name] = found[name].model_copy(update={"epochs": p.chain.final_epochs})
         if found[name].text in ("prompts", "pseudo"):
             raise ParamError(
                 f"chain.finals.{name}: text {found[name].text} is of one aspect; attributes, number"

@@ -71,6 +71,7 @@ class Chain(Node):
     second: Literal["reversed", "none"] | tuple[str, ...] = "reversed"
     bounds: tuple[Literal["single", "joint"], ...] = ("single", "joint")  # models to compare with
     finals: dict[str, dict[str, Any]] = {}  # by name: files of params/guided/, after the last step
+    final_epochs: Count | None = None  # of these; None: stage 3b's, over all aspects at once
     remedies: tuple[Remedy, ...] = ("wise_ft", "soup")
     replay: Replay = Replay()
     lwf: Lwf = Lwf()

@@ -65,3 +65,10 @@ def test_a_step_is_an_aspect_or_says_more() -> None:
     first, second = params.chain_steps(load(study="smoke", overrides={"chain.steps": told}))
     assert (first.kind, second.kind) == ("stage1", "stage2")
     assert second.settings.losses == load(study="smoke").stage2.variants["ce"]
+
+
+def test_finals_may_be_shorter_than_stage_3b():
+    told = {"chain.finals": ["contrastive"], "chain.final_epochs": 5, "stage3b.epochs": 9}
+    assert params.chain_finals(load(study="smoke", overrides=told))["contrastive"].epochs == 5
+    usual = told | {"chain.final_epochs": None}
+    assert params.chain_finals(load(study="smoke", overrides=usual))["contrastive"].epochs == 9
