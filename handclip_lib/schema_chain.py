@@ -1,14 +1,14 @@
 """The chain: aspects that are learnt one after the other, and what helps against forgetting."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from handclip_lib.aspects import CHAIN
 from handclip_lib.schema_base import Amount, Count, Node, Rate, Share, no_bool
 
-REMEDIES = ("replay", "lwf", "l2_sp", "ewc", "wise_ft", "soup", "lora", "vpt")
 Remedy = Literal["replay", "lwf", "l2_sp", "ewc", "wise_ft", "soup", "lora", "vpt"]
+REMEDIES: tuple[str, ...] = get_args(Remedy)
 
 
 def _named(value: object) -> object:

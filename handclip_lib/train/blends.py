@@ -18,7 +18,7 @@ from handclip_lib.models import soup
 from handclip_lib.models.checkpoint import read_checkpoint, save_checkpoint
 from handclip_lib.models.clip import Encoder
 from handclip_lib.params import ParamError
-from handclip_lib.schema import Params
+from handclip_lib.schema import Data, Params
 from handclip_lib.train.job import encoder_from, study_encoder
 from handclip_lib.train.selection import SELECT, held_manifests, held_scores
 from handclip_lib.train.states import State, Task, answers, unit_features
@@ -126,17 +126,20 @@ def _training_batches(
     p: Params, encoder: Encoder, tasks: Mapping[str, Task], fabric: lf.Fabric
 ) -> Iterator[torch.Tensor]:
     """Normalised training photographs of all tasks mixed, in batches of one size."""
-    stores = {name: open_store(task.table, encoder.preprocess) for name, task in tasks.items()}
+    tables = {task.p.data: task.table for task in tasks.values()}
+    stores = {data: open_store(table, encoder.preprocess) for data, table in tables.items()}
     shown = [
-        (stores[task.name], name)
+        (task.p.data, name)
         for task in tasks.values()
         for name in task.manifest.loc[task.manifest["split"] == "train", "image"]
     ]
     order = np.random.default_rng(p.seed).permutation(len(shown))
     size = min(p.evaluation.batch_size, len(shown))
     for start in range(0, len(shown) - size + 1, size):
-        part = [shown[i] for i in order[start : start + size]]
-        pixels = torch.cat([store.pixels([name]) for store, name in part])
+        groups: dict[Data, list[str]] = {}
+        for data, name in (shown[i] for i in order[start : start + size]):
+            groups.setdefault(data, []).append(name)
+        pixels = torch.cat([stores[data].pixels(names) for data, names in groups.items()])
         yield encoder.preprocess.normalise(pixels.to(fabric.device))
 
 

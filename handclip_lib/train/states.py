@@ -181,16 +181,15 @@ def across(
     tasks: Mapping[str, Task],
     fabric: lf.Fabric,
     mirrored: bool = False,
-    metric: str = "map",
 ) -> dict[str, np.ndarray]:
-    """`cross_scores` of a state with one file, among the aspects of the study's own data."""
+    """`cross_scores`, by mAP, of a state with one file among aspects of the study's own data."""
     mine = {name: task for name, task in tasks.items() if task.p.data == p.data}
     images, z = next(iter(look(state, mine, fabric, mirrored).values()))
     place = {image: row for row, image in enumerate(images)}
     return cross_scores(
         lambda names: z[[place[name] for name in names]],
         {task.p.aspect: task.manifest for task in mine.values()},
-        metric,
+        "map",
         p.evaluation.bootstrap,
         p.seed,
     )
