@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from handclip_lib.evaluate.retrieval import METRICS
+from handclip_lib.evaluate.statistics import percentiles
 
 Floats = npt.NDArray[np.float64]
 Learned = Sequence[Sequence[int]]  # of each task: the first and the last row that taught it
@@ -134,13 +135,14 @@ def transfer(r: npt.ArrayLike, learned: Learned) -> dict[str, Any]:
 def intervals(
     of: Cells, learned: Learned, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Any]:
-    """Percentile intervals of `matrix` and of each number of `transfer`, over persons.
+    """Intervals of `matrix` and of each number of `transfer`, over persons.
 
     Persons are drawn with replacement from those of all tasks, once for each resample, and bring
     their queries of every task and row: cells share persons, so that they vary together. A resample
-    that leaves a task without a person is drawn again. Returns `matrix` (R, T, 2), `averages`
+    that leaves a task without a person is drawn again. Their ends are `statistics.percentiles` for
+    the persons of the task that has fewest. Returns `matrix` (R, T, 2), `averages`
     (R, 2) of its rows, and (low, high) by name, None where `transfer` has None. As
-    `statistics.person_bootstrap`, rough below some 20 persons. `forgetting` holds a maximum of
+    `statistics.person_bootstrap`, rough below some 10 persons. `forgetting` holds a maximum of
     uncertain numbers, which chance raises, and in a resample once more: where rows are close
     its interval lies too high and may miss a true 0; `backward` has no such lean. Raises
     ValueError with fewer than two persons in a task.
@@ -148,7 +150,7 @@ def intervals(
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"samples={samples} must be at least 1 and level={level} in (0, 1)")
     means = _means(of, _times(of, samples, seed))  # (B, R, T)
-    ends = [(1 - level) / 2, (1 + level) / 2]
+    ends = percentiles(_fewest(of), level)
     found: dict[str, Any] = {
         "matrix": np.moveaxis(np.quantile(means, ends, axis=0), 0, -1),
         "averages": np.quantile(means.mean(axis=-1), ends, axis=0).T,
@@ -184,7 +186,7 @@ def compare(
     same = (a.persons, sorted(a.tasks)) == (b.persons, sorted(b.tasks))
     if not same or not np.array_equal(a.counts, b.counts[[b.tasks.index(t) for t in a.tasks]]):
         raise ValueError("only cells of the same tasks, persons and queries can be compared")
-    times = _times(a, samples, seed)
+    times, ends = _times(a, samples, seed), percentiles(_fewest(a))
     points = [_scalars(matrix(of), told) for of, told in ((a, learned_a), (b, learned_b))]
     spread = [_scalars(_means(of, times), told) for of, told in ((a, learned_a), (b, learned_b))]
     found: dict[str, dict[str, Any]] = {}
@@ -193,7 +195,7 @@ def compare(
         if points[0][name] is not None and points[1][name] is not None:
             found[name]["difference"] = float(points[1][name] - points[0][name])
             change = spread[1][name] - spread[0][name]  # (B,)
-            found[name]["ci95"] = _pair(np.quantile(change, [0.025, 0.975]))
+            found[name]["ci95"] = _pair(np.quantile(change, ends))
     return found
 
 
@@ -246,6 +248,11 @@ def _times(of: Cells, samples: int, seed: int) -> npt.NDArray[np.int64]:
         drawn = rng.multinomial(size, np.full(size, 1 / size), size=samples)
         kept = np.concatenate([kept, drawn[(drawn @ of.counts.T > 0).all(axis=1)]])
     return kept[:samples]
+
+
+def _fewest(of: Cells) -> int:
+    """Persons of the task that has fewest."""
+    return int((of.counts > 0).sum(axis=1).min())
 
 
 def _means(of: Cells, times: npt.NDArray[np.int64]) -> Floats:
