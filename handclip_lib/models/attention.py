@@ -60,11 +60,11 @@ class SelfAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """Places attend to places, by content and by how far apart they are: MBA-Net's SAM-RPE.
 
-    q, k: C -> C / reduction, v: C -> C, each a 1 x 1 convolution, BatchNorm and ReLU (without a
-    bias, which the BatchNorm would take away again); out = gamma (v A^T + E_h + E_w) + x with
-    A = softmax(q^T k) over the places attended to. The position terms pass through a BatchNorm
-    each; they have no softmax. Their tables R_h (2 h - 1, C / reduction), R_w (2 w - 1, ...) start
-    from N(0, 1). With x, y the row and column of a query, i and j those of a value:
+    q, k: C -> C / reduction, v: C -> C, each a 1 x 1 convolution, BatchNorm and ReLU;
+    out = gamma (v A^T + E_h + E_w) + x with A = softmax(q^T k) over the places attended to. The
+    position terms pass through a BatchNorm each; they have no softmax. Their tables
+    R_h (2 h - 1, C / reduction) and R_w (2 w - 1, C / reduction) start from N(0, 1). With x, y the
+    row and column of a query, i and j those of a value:
 
     `axial`, as the paper has it: E_h[c, x, y] = sum_i (q[x, y] . R_h[i - x]) v[c, i, y], and
     E_w[c, x, y] = sum_j (q[x, y] . R_w[j - y]) v[c, x, j].
@@ -73,7 +73,7 @@ class SpatialAttention(nn.Module):
     distance to the query, and asks for maps as high as wide.
     `none`: no position terms, any size of map.
 
-    size: (h, w) of the maps. Raises ValueError on `released` with h != w.
+    size: (h, w) of the maps. Raises ValueError on another rpe, and on `released` with h != w.
     Baisa et al. 2022, arXiv:2108.02234, section 3; after Bello et al. 2019, arXiv:1904.09925.
     """
 
@@ -116,8 +116,7 @@ class SpatialAttention(nn.Module):
 
 
 def _embedding(channels: int, out: int) -> nn.Sequential:
-    conv = nn.Conv2d(channels, out, 1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(channels, out, 1), nn.BatchNorm2d(out), nn.ReLU())
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
