@@ -1,6 +1,6 @@
 """The retrieval protocol: every draw and gallery of a manifest, with intervals over persons."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -48,10 +48,8 @@ def per_query(
     Columns `draw, image, pid, rank` (1-based, of the first match) and `rank1, rank5, rank10, ap,
     ap_trapezoid, inp`. Arguments as in `evaluate`; gallery: `own` or `all`.
     """
-    index = _index(features, images)
     parts = []
-    for draw, query, entries in _draws(manifest, gallery):
-        sim = _similarity(features, index, query, entries)
+    for draw, query, entries, sim in similarities(features, images, manifest, gallery):
         scores = retrieval_metrics(sim, query["pid"], entries["pid"])["per_query"]
         parts.append(query[["image", "pid"]].assign(draw=draw, **scores))
     frame = pd.concat(parts, ignore_index=True)
@@ -93,6 +91,29 @@ def ranking(
     return frame.assign(correct=frame["pid"] == frame["gallery_pid"])
 
 
+def similarities(
+    features: npt.NDArray[np.floating],
+    images: Sequence[str],
+    manifest: pd.DataFrame,
+    gallery: str = "own",
+) -> Iterator[tuple[int, pd.DataFrame, pd.DataFrame, npt.NDArray[np.float64]]]:
+    """Draw by draw: its number, its query rows, its gallery rows, their similarities (Q, G).
+
+    Arguments as in `evaluate`; gallery: `own` or `all`. Nothing is said of matches: a query may
+    have none.
+    """
+    index = _index(features, images)
+    for draw, query, entries in _draws(manifest, gallery):
+        yield draw, query, entries, _similarity(features, index, query, entries)
+
+
+def within(
+    features: npt.NDArray[np.floating], images: Sequence[str], rows: pd.DataFrame
+) -> npt.NDArray[np.float64]:
+    """Similarities (N, N) among the images of manifest rows. features, images: as in `evaluate`."""
+    return _similarity(features, _index(features, images), rows, rows)
+
+
 def pair_scores(
     features: npt.NDArray[np.floating],
     images: Sequence[str],
@@ -103,8 +124,7 @@ def pair_scores(
 
     A pair is a query and a gallery entry; under `all` the other hands of a person are impostors.
     """
-    _, query, entries = _draws(manifest, gallery)[0]
-    sim = _similarity(features, _index(features, images), query, entries)  # (Q, G)
+    _, query, entries, sim = next(similarities(features, images, manifest, gallery))
     genuine = query["pid"].to_numpy()[:, None] == entries["pid"].to_numpy()
     return sim[genuine], sim[~genuine]
 

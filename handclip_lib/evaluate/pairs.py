@@ -1,0 +1,88 @@
+"""Pairs of photographs with their similarity: what verification and evidence are made from."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from handclip_lib.data.leaks import persons
+from handclip_lib.evaluate.protocol import similarities, within
+
+KINDS = ("same hand", "other hand of the person", "other person")
+
+
+def pairs_of(
+    features: npt.NDArray[np.floating],
+    images: Sequence[str],
+    manifest: pd.DataFrame,
+    gallery: str = "own",
+    draws: int | None = None,
+) -> pd.DataFrame:
+    """Every query with every gallery entry of its draw, a row a pair.
+
+    Arguments as in `protocol.evaluate`; gallery: `own` or `all`; draws: how many of the first ones,
+    all by default (they share photographs, so that ten hold little more than one). Columns `draw`,
+    `query, gallery` (images), `query_pid, gallery_pid`, `query_person, gallery_person` (another
+    hand of a person is the same person), `similarity`, and `genuine`: whether the pids are equal.
+    """
+    found = islice(similarities(features, images, manifest, gallery), draws)
+    parts = []
+    for draw, query, entries, sim in found:
+        asked = query.iloc[np.repeat(np.arange(len(query)), len(entries))]
+        others = entries.iloc[np.tile(np.arange(len(entries)), len(query))]
+        parts.append(_frame(draw, sim.ravel(), asked, others, images))
+    return pd.concat(parts, ignore_index=True)
+
+
+def select_pairs(
+    features: npt.NDArray[np.floating], images: Sequence[str], manifest: pd.DataFrame
+) -> pd.DataFrame:
+    """Every two photographs of the `select` persons, once, as `pairs_of` gives pairs.
+
+    These persons neither trained the encoder nor are tested: thresholds and calibrations may be
+    learned from them. Raises ValueError where the manifest holds out no person.
+    """
+    rows = manifest[manifest["split"] == "select"]
+    if rows.empty:
+        raise ValueError("the manifest has no select rows: set split.select persons, or cross-fit")
+    sim = within(features, images, rows)  # (N, N)
+    first, second = np.triu_indices(len(rows), 1)
+    return _frame(0, sim[first, second], rows.iloc[first], rows.iloc[second], images)
+
+
+def by_kind(pairs: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
+    """Similarities of pairs by kind, `KINDS`: same hand, other hand of the person, other person.
+
+    A kind without pairs is not among them.
+    """
+    one = pairs["query_person"] == pairs["gallery_person"]
+    masks = (pairs["genuine"], one & ~pairs["genuine"], ~one)
+    found = zip(KINDS, masks, strict=True)
+    return {kind: pairs.loc[mask, "similarity"].to_numpy() for kind, mask in found if mask.any()}
+
+
+def _frame(
+    draw: int,
+    sim: npt.NDArray[np.float64],
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    images: Sequence[str],
+) -> pd.DataFrame:
+    """A row a pair, of similarities (n,) and the manifest rows (n) of both sides."""
+    asked, found = query["pid"].to_numpy(), gallery["pid"].to_numpy()
+    names = pd.CategoricalDtype(list(images))  # of millions of pairs, one table of names
+    return pd.DataFrame(
+        {
+            "draw": draw,
+            "query": query["image"].astype(names).array,
+            "gallery": gallery["image"].astype(names).array,
+            "query_pid": asked,
+            "gallery_pid": found,
+            "query_person": persons(query["pid"]).to_numpy(),
+            "gallery_person": persons(gallery["pid"]).to_numpy(),
+            "similarity": sim,
+            "genuine": asked == found,
+        }
+    )
