@@ -1,0 +1,206 @@
+"""Figures and tables of scenarios, of groups of persons, and of single persons."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from handclip_lib.aspects import ASPECTS
+from handclip_lib.data.check import quantity
+from handclip_lib.report.canvas import INK, PALETTE, QUIET, canvas, grid_lines, saying, styled
+from handclip_lib.report.plots import METRICS
+from handclip_lib.report.summary import percent
+
+_SHOWN = ("rank1", "map")
+_TRAITS = {"skinColor": "skin tone", "nailPolish": "nail polish"}
+_SCENARIOS = {
+    "own": "own gallery",
+    "all": "all aspects",
+    "multi_shot": "many photographs a person",
+    "person_level": "any hand of the person",
+    "accessories": "with accessories",
+}
+_FEW = "no number"
+
+
+def scenario_name(name: str) -> str:
+    """A scenario in words: `cross_dorsal_l` is "in dorsal left"."""
+    other = name.removeprefix("cross_")
+    return f"in {ASPECTS[other].title}" if other in ASPECTS else _SCENARIOS.get(name, name)
+
+
+@styled
+def scenario_intervals(models: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Figure:
+    """Rank-1 and mAP of every scenario with 95 % intervals over persons, a colour a model.
+
+    models: {model: what `evaluate.scenarios.evaluate_all` gives}. Scenarios differ in who is asked
+    for and in what is searched, written beside their names: only models can be compared, not rows.
+    """
+    names = list(dict.fromkeys(name for scores in models.values() for name in scores))
+    if not names:
+        return saying(title, "no scenario could be scored")
+    fig, axes = canvas(title, 1, 2, (10.5, 1.7 + (0.34 + 0.14 * len(models)) * len(names)))
+    fig.set_layout_engine("constrained", wspace=0.06)
+    first = {n: next(s[n] for s in models.values() if n in s) for n in names}
+    labels = [
+        f"{scenario_name(n)}\n{s['persons']} persons, gallery of {s['gallery']:,}"
+        for n, s in first.items()
+    ]
+    for ax, metric in zip(axes[0], _SHOWN, strict=True):
+        for i, (model, scores) in enumerate(models.items()):
+            shift = 0.5 * (i - (len(models) - 1) / 2) / max(1, len(models) - 1) * (len(models) > 1)
+            for at, name in enumerate(names):
+                if name in scores:
+                    colour = PALETTE[i % len(PALETTE)]
+                    _dot(
+                        ax,
+                        at + shift,
+                        scores[name][metric],
+                        colour,
+                        model * (name == next(iter(scores))),
+                    )
+        _rows(ax, labels, METRICS[metric], ax is axes[0, 0])
+    if len(models) > 1:
+        handles, words = axes[0, 0].get_legend_handles_labels()
+        fig.legend(handles, words, loc="outside lower left", ncols=min(4, len(words)))
+    return fig
+
+
+@styled
+def slice_intervals(slices: Mapping[str, Any], title: str) -> Figure:
+    """Rank-1 and mAP of every group with 95 % intervals over persons, group by group of a trait.
+
+    slices: `evaluate.slices.sliced`. Beside a trait stands how far its best group lies above its
+    worst, in points; a group of too few persons shows their number alone.
+    """
+    if not slices:
+        return saying(title, "the data says nothing of its persons by which to form groups")
+    rows = [row for trait, found in slices.items() for row in _lines(trait, found)]
+    labels = [label for label, _, _ in rows]
+    fig, axes = canvas(title, 1, 2, (10.5, 1.3 + 0.27 * len(rows)))
+    fig.set_layout_engine("constrained", wspace=0.06)
+    for ax, metric in zip(axes[0], _SHOWN, strict=True):
+        for at, (_, scores, between) in enumerate(rows):
+            if between is not None:
+                _write(ax, at, gap(between[metric]), INK)
+            elif scores[metric] is None:
+                _write(ax, at, _FEW, "#7B8794")
+            else:
+                _dot(ax, at, scores[metric], PALETTE[0])
+        _rows(ax, labels, METRICS[metric], ax is axes[0, 0])
+    for label, (_, scores, _) in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight("normal" if scores else "bold")
+    return fig
+
+
+@styled
+def identity_accuracy(table: pd.DataFrame, title: str) -> Figure:
+    """How often each person is found first, the hardest at the left, with Wilson's 95 % interval.
+
+    table: `evaluate.measures.per_identity_accuracy`. The dot grows with the person's photographs.
+    """
+    fig, axes = canvas(title, size=(9.0, 3.8))
+    ax, at = axes[0, 0], np.arange(len(table))
+    ax.vlines(at, table["low"], table["high"], color=QUIET, linewidth=2)
+    size = 8 + 40 * table["photographs"] / table["photographs"].max()
+    ax.scatter(at, table["rank1"], s=size, color=PALETTE[0], zorder=3, linewidths=0, clip_on=False)
+    mean = float(np.average(table["rank1"], weights=table["photographs"]))
+    ax.axhline(mean, color=INK, linestyle="--", linewidth=1, zorder=0.5)
+    note = f"{len(table)} persons (dashed: mean of their photographs, {100 * mean:.1f} %)"
+    ax.set(xticks=[], ylim=(-0.02, 1.02), ylabel="found first", xlabel=note)
+    ax.margins(x=0.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
+    grid_lines(ax)
+    return fig
+
+
+def slice_table(slices: Mapping[str, Any]) -> pd.DataFrame:
+    """A row a group: persons, queries, rank-1 and mAP in per cent with 95 % intervals.
+
+    After a trait's groups, how far the best lies above the worst, in points. A group of too few
+    persons has no number.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for trait, found in slices.items():
+        for group, scores in found["groups"].items():
+            shown = {METRICS[m]: percent(scores[m]) if scores[m] else _FEW for m in _SHOWN}
+            counts = {"persons": scores["persons"], "queries": f"{scores['queries']:,}"}
+            rows[_trait(trait), group] = counts | shown
+        gaps = {METRICS[m]: gap(b) or "–" for m, b in found["between"].items()}
+        rows[_trait(trait), "difference"] = {"persons": "", "queries": ""} | gaps
+    return _indexed(rows)
+
+
+def error_table(errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """A row a group: pairs and error rates in per cent at one threshold.
+
+    errors: `evaluate.slices.group_errors`. `< x`: none of the pairs failed, and that is the bound
+    of the rule of three.
+    """
+    rows = {}
+    for trait, groups in errors.items():
+        for group, rates in groups.items():
+            row: dict[str, Any] = {"persons": rates["persons"]}
+            for rate, kind in (("fnmr", "genuine"), ("fmr", "impostor")):
+                row[f"{kind} pairs"] = f"{rates[f'n_{kind}']:,}"
+                row[f"{rate.upper()} (%)"] = _rate(rates[rate], rates[f"{rate}_below"])
+            rows[_trait(trait), group] = row
+    return _indexed(rows)
+
+
+def gap(between: Mapping[str, Any] | None) -> str:
+    """`yes over no: 3.1 [−0.4, 6.0] points`: best group over worst, with its 95 % interval."""
+    if between is None:
+        return ""
+    low, high = between["ci95"]
+    text = f"{100 * between['difference']:.1f} [{100 * low:.1f}, {100 * high:.1f}] points"
+    return f"{between['best']} over {between['worst']}: {text.replace('-', '−')}"
+
+
+def _rate(rate: float | None, below: float | None) -> str:
+    if rate is None:
+        return _FEW
+    return f"< {100 * below:.2g}" if below else f"{100 * rate:.3g}"
+
+
+def _trait(name: str) -> str:
+    return _TRAITS.get(name, name)
+
+
+def _indexed(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
+    if not rows:
+        return pd.DataFrame()
+    frame = pd.DataFrame(list(rows.values()))
+    frame.index = pd.MultiIndex.from_tuples(list(rows), names=["trait", "group"])
+    return frame
+
+
+def _lines(trait: str, found: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(label, scores, between): the trait's own line, then one of each group."""
+    yield _trait(trait), None, found["between"]
+    for group, scores in found["groups"].items():
+        yield f"{group} ({quantity(scores['persons'], 'person')})", scores, None
+
+
+def _dot(ax: Axes, at: float, score: Mapping[str, Any], colour: str, label: str = "") -> None:
+    """A mean with its interval, at a height of the axis."""
+    ax.plot(score["ci95"], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
+    ax.plot(score["mean"], at, "o", color=colour, markersize=6, label=label or None, clip_on=False)
+
+
+def _write(ax: Axes, at: float, words: str, colour: str) -> None:
+    ax.text(0.01, at, words, fontsize=9, color=colour, va="center")
+
+
+def _rows(ax: Axes, labels: list[str], metric: str, named: bool) -> None:
+    """The axis of a panel whose rows have names, at the left panel only."""
+    ax.set_yticks(range(len(labels)), labels if named else [""] * len(labels))
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.set_xlim(0, 1)
+    ax.set_title(metric)
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
+    grid_lines(ax, "x")
