@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from handclip_lib.evaluate.rates import Floats, ladder
 
 MIN_PERSONS = 5  # with genuine pairs; fewer say nothing about other persons
+_PRIOR = 10.0  # how far from 0 the slope is expected, per standard deviation of the scores
 _LN10 = float(np.log(10))
 
 
@@ -58,7 +59,7 @@ def fit_logistic(
     """Logistic calibration of pairs (n,): both kinds count alike, whatever their numbers.
 
     So the prior odds are even, and the log odds are the llr (Brümmer & du Preez 2006, section 6).
-    A unit normal prior on the slope (per standard deviation of the scores), against as many pairs
+    A normal prior on the slope (of 10 per standard deviation of the scores), against as many pairs
     as the rarer kind has, keeps it finite where kinds do not overlap. Llrs stay between minus log10
     of (genuine pairs + 1) and log10 of (impostor pairs + 1): more has not been seen, and as pairs
     share persons, even that is generous. query_persons: whose pairs they are; population: what they
@@ -69,8 +70,8 @@ def fit_logistic(
     centre, spread = values.mean(), values.std()
     if spread == 0:
         raise ValueError("all scores are equal: nothing can be calibrated")
-    rarer = min(told["genuine"], told["impostor"])
-    model = LogisticRegression(C=float(rarer), solver="newton-cholesky", tol=1e-10)
+    pull = _PRIOR**2 * min(told["genuine"], told["impostor"])
+    model = LogisticRegression(C=pull, solver="newton-cholesky", tol=1e-10)
     model.fit(((values - centre) / spread)[:, None], genuine, sample_weight=_even(genuine))
     slope = float(model.coef_[0, 0]) / spread / _LN10
     offset = float(model.intercept_[0]) / _LN10 - slope * centre
