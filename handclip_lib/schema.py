@@ -51,6 +51,18 @@ class Model(Node):
     fit: Literal["squash", "pad", "hand"] | None = None  # None: as its weights record, else squash
 
 
+class Comparator(Node):
+    """MBA-Net, the CNN that variants of stage 2 with `tower: comparator` train."""
+
+    backbone: str = "resnet50"  # torchvision's, or the image tower of an open_clip ResNet
+    pretrained: Text = "imagenet"  # torchvision's; a file; random; of a tower: as in `model`
+    image_size: Count = 324
+    fit: Literal["squash", "pad", "hand"] = "squash"
+    mirror_left: bool = False
+    rpe: Literal["axial", "released", "none"] = "released"  # positions in spatial attention
+    share_layer4: bool = True  # of the three branches
+
+
 class Evaluation(Node):
     """How retrieval is scored: the same for every row of a table."""
 
@@ -111,6 +123,7 @@ class Params(Node):
     data: Data = Data()
     split: Split = Split()
     model: Model = Model()
+    comparator: Comparator = Comparator()
     evaluation: Evaluation = Evaluation()
     baseline: Baseline = Baseline()
     device: Device = Device()

@@ -25,6 +25,7 @@ _TAKEN = {
     "stage3b.variants": ("zero_shot", "stage1", "prompts"),
     "chain.finals": ("zero_shot", "chain", "second_order", "single", "joint", *REMEDIES),
 }
+_FOLDERS = {"stage2.variants": "losses", "stage3b.variants": "guided", "chain.finals": "guided"}
 _NAMED = ("aspect", "study", "seed", "tag")  # arguments of their own
 
 
@@ -142,24 +143,47 @@ def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
 def name_variants(values: dict[str, Any]) -> None:
     """Replace names by what their files hold, in place.
 
-    Those in `stage2.variants` by the lists of params/losses/, in `stage3b.variants` and
-    `chain.finals` by the settings of params/guided/.
+    Those in `stage2.variants` by the files of params/losses/, in `stage3b.variants` and
+    `chain.finals` by those of params/guided/. A list may hold {name: what differs from the file};
+    a variant by another name says which file it `extends`.
     """
-    lists = (
-        ("stage2", "variants", _losses_of),
-        ("stage3b", "variants", _guided_of),
-        ("chain", "finals", _guided_of),
-    )
-    for branch, key, held in lists:
+    for place, folder in _FOLDERS.items():
+        branch, key = place.split(".")
         stage = values.get(branch)
         told = stage.get(key) if isinstance(stage, dict) else None
         if isinstance(told, str):
             told = [told]
         if isinstance(told, list):
-            told = {str(name): held(str(name)) for name in told}
+            told = dict(_of_file(one, place) for one in told)
         if isinstance(stage, dict) and isinstance(told, dict):
-            _check_names(told, f"{branch}.{key}")
-            stage[key] = told
+            _check_names(told, place)
+            stage[key] = {n: _extended(change, folder, place) for n, change in told.items()}
+
+
+def _of_file(told: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """A file's name, or {name: what differs from the file}, as a variant that extends it."""
+    if not isinstance(told, Mapping):
+        return str(told), {"extends": str(told)}
+    if len(told) != 1 or not isinstance(next(iter(told.values())), Mapping):
+        raise ParamError(f"{where}: expected a name, or {{name: {{key: value}}}}, got {told}")
+    ((name, change),) = told.items()
+    return str(name), {"extends": str(name), **change}
+
+
+def _extended(told: Any, folder: str, where: str) -> Any:
+    """A variant's settings over those of the file that it extends, if it does."""
+    if not isinstance(told, Mapping) or "extends" not in told:
+        return told
+    name = str(told["extends"])
+    files = {f.stem: f for f in sorted((ROOT / "params" / folder).glob("*.yaml"))}
+    if name not in files:
+        raise ParamError(
+            f"{where}: no {folder} '{name}'{did_you_mean(name, files)};"
+            f" params/{folder}/ has {', '.join(files) or 'none'}"
+        )
+    held = read_yaml(files[name].read_text(encoding="utf-8"), str(files[name]))
+    merge(held, nested({key: value for key, value in told.items() if key != "extends"}))
+    return held
 
 
 def _check_names(told: Mapping[str, Any], where: str) -> None:
@@ -170,29 +194,6 @@ def _check_names(told: Mapping[str, Any], where: str) -> None:
             raise ParamError(
                 f"{where}: '{name}' becomes part of file names: letters, digits and _ . + = - only"
             )
-
-
-def _losses_of(name: str) -> Any:
-    file = _file_of(name, "losses", "stage2.variants")
-    told = read_yaml(file.read_text(encoding="utf-8"), str(file))
-    if list(told) != ["losses"] or not isinstance(told["losses"], list) or not told["losses"]:
-        raise ParamError(f"{file}: expected 'losses: [{{type: …}}, …]' and nothing else")
-    return told["losses"]
-
-
-def _guided_of(name: str) -> Any:
-    file = _file_of(name, "guided", "stage3b.variants or chain.finals")
-    return read_yaml(file.read_text(encoding="utf-8"), str(file))
-
-
-def _file_of(name: str, folder: str, where: str) -> Path:
-    files = {f.stem: f for f in sorted((ROOT / "params" / folder).glob("*.yaml"))}
-    if name not in files:
-        raise ParamError(
-            f"{where}: no {folder} '{name}'{did_you_mean(name, files)};"
-            f" params/{folder}/ has {', '.join(files) or 'none'}"
-        )
-    return files[name]
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:

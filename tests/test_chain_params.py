@@ -64,7 +64,7 @@ def test_a_step_is_an_aspect_or_says_more() -> None:
     told = ["dorsal_r", {"aspect": "dorsal_l", "recipe": "stage2/ce"}]
     first, second = params.chain_steps(load(study="smoke", overrides={"chain.steps": told}))
     assert (first.kind, second.kind) == ("stage1", "stage2")
-    assert second.settings.losses == load(study="smoke").stage2.variants["ce"]
+    assert second.settings.losses == params.stage2_variants(load(study="smoke"))["ce"].losses
 
 
 def test_finals_may_be_shorter_than_stage_3b():

@@ -216,5 +216,5 @@ def test_a_shift_of_everything_does_not_set_models_apart():
 def test_spaces_of_other_width_or_photographs_share_no_axes():
     z = RNG.normal(size=(8, 5))
     for other in (z[:, :4], z[:7]):
-        with pytest.raises(ValueError, match="of one shape"):
+        with pytest.raises(ValueError, match="of the same photographs"):
             projections.project_together({"a": z, "b": other})

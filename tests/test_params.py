@@ -14,7 +14,7 @@ import yaml
 
 from handclip_lib import params
 from handclip_lib.device import make_fabric
-from handclip_lib.params import ParamError, load, loss_variants
+from handclip_lib.params import ParamError, load, stage2_variants
 from handclip_lib.schema import Node, Params
 from handclip_lib.schema_train import LossSpec
 
@@ -70,7 +70,9 @@ def test_no_two_files_of_params_share_a_name() -> None:
 def test_every_variant_of_a_sweep_changes_something(study: str, tag: str) -> None:
     plain, told = load(study=study), load(study=study, tag=tag)
     assert told != plain.model_copy(update={"tag": tag}), f"{study}: {tag} is the study itself"
-    assert loss_variants(plain).keys() == loss_variants(told).keys(), "rows that can be compared"
+    assert stage2_variants(plain).keys() == stage2_variants(told).keys(), (
+        "rows that can be compared"
+    )
 
 
 def test_the_ablations_that_were_asked_for_are_there_and_name_their_notebooks() -> None:
@@ -95,6 +97,7 @@ def test_every_way_to_guide_is_a_file_that_builds() -> None:
         "lora",
         "contrastive",
         "number",
+        *("attn_channel", "attn_spatial", "attn_self", "pcb", "mgn", "jpm"),
     }
     assert asked <= set(names)
     told = params.guided_variants(load(overrides={"stage3b.variants": names}))
@@ -147,22 +150,25 @@ def test_the_study_of_several_seeds() -> None:
     assert p.data.root == "data/drawn_seeds" and p.data.drawn.persons >= 96
     assert list(p.stage2.variants) == [
         *("ce", "ce_triplet", "ce_center", "ce_arcface"),
-        *("ce_triplet_center", "ce_triplet_arcface", "ce_supcon"),
+        *("ce_triplet_center", "ce_triplet_arcface", "ce_supcon", "mba", "mba_triplet"),
     ]
     assert set(p.stage2.variants) == set(LOSSES) and p.model == load(study="demo").model
-    assert len(load(study="demo").stage2.variants) == 4
+    assert len(load(study="demo").stage2.variants) == 6
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_file_builds_its_losses(name: str) -> None:
     losses = pytest.importorskip("handclip_lib.losses")
-    (told,) = load(overrides={"stage2.variants": [name]}).stage2.variants.values()
-    dims = {"penult": 8, "pool": 8, "proj": 4}
+    (settings,) = stage2_variants(load(overrides={"stage2.variants": [name]})).values()
+    told, dims = settings.losses, {"penult": 8, "pool": 8, "proj": 4}
+    if settings.tower == "comparator":
+        dims |= {"global": 8, "spatial": 8, "channel": 8}
     criterion = losses.build_loss(told, 3, dims)
     z = {key: torch.randn(6, width) for key, width in dims.items()}
     terms = criterion(z, torch.tensor([0, 0, 1, 1, 2, 2]))
     assert set(terms) == {spec.type for spec in told} == set(criterion.needs)
-    short = ["ce" if spec.type == "cross_entropy" else spec.type for spec in told]
+    first = "mba" if settings.tower == "comparator" else "ce"
+    short = [first if spec.type == "cross_entropy" else spec.type for spec in told]
     assert "_".join(short) == name, "a file's name says its losses"
     if "arcface" in terms:
         assert criterion.needs["cross_entropy"] == ("pool_bn",)
@@ -274,7 +280,9 @@ def test_the_users_four_stage_2_files_are_studies(name: str, tmp_path: Path) -> 
     file = tmp_path / f"train_vitb16_11k_dorsal_r_{name}.yml"
     file.write_text(text.replace("_ce_triplet_center\n", f"_{name}\n"))
     p = load(study=str(file))
-    assert {key: [loss.type for loss in v] for key, v in loss_variants(p).items()} == {name: types}
+    assert {key: [loss.type for loss in v.losses] for key, v in stage2_variants(p).items()} == {
+        name: types
+    }
     assert p.aspect == "dorsal_r" and p.experiment == f"stage2_vitb16_11k_dorsal_r_{name}"
     assert p.stage2.save_dir == "saved_models/" and p.reports == "train_logs/"
     assert p.stage2.resume_from.startswith("saved_models/stage1_frozen_text_vitb16")
@@ -282,7 +290,7 @@ def test_the_users_four_stage_2_files_are_studies(name: str, tmp_path: Path) -> 
     assert load(study=str(file)).stage2.variant == "baseline"
     file.write_text("extends: 11k_vitb16\n" + text)
     extended = load(study=str(file))
-    assert loss_variants(extended).keys() == {name}, "the user's losses, not the study's variants"
+    assert stage2_variants(extended).keys() == {name}, "the user's losses, not the study's variants"
     assert extended.baseline.beside == load(study="11k_vitb16").baseline.beside
 
 
@@ -510,11 +518,13 @@ def test_a_tag_names_a_variant_of_the_sweep(tmp_path: Path) -> None:
 def test_variants_are_names_of_loss_files_or_lists(tmp_path: Path) -> None:
     p = load(study="smoke", overrides={"stage2.variants": ["ce_triplet", "ce"]})
     assert list(p.stage2.variants) == ["ce_triplet", "ce"]
-    assert [spec.type for spec in p.stage2.variants["ce_triplet"]] == ["cross_entropy", "triplet"]
+    losses = stage2_variants(p)["ce_triplet"].losses
+    assert [spec.type for spec in losses] == ["cross_entropy", "triplet"]
     mine = {"mine": [{"type": "triplet", "weight": 2}]}
     p = load(study="smoke", overrides={"stage2": {"variants": mine}})
-    assert list(p.stage2.variants) == ["mine"] and p.stage2.variants["mine"][0].weight == 2
-    assert loss_variants(p) == p.stage2.variants
+    (told,) = stage2_variants(p).values()
+    assert list(p.stage2.variants) == ["mine"] and told.losses[0].weight == 2
+    assert told == p.stage2.model_copy(update={"losses": told.losses, "variants": {}})
     assert list(load(study="smoke", overrides="stage2.variants: ce").stage2.variants) == ["ce"]
     with pytest.raises(ParamError, match=r"no losses 'ce_tripet'; did you mean 'ce_triplet'\?"):
         load(overrides={"stage2.variants": ["ce_tripet"]})
@@ -524,18 +534,49 @@ def test_variants_are_names_of_loss_files_or_lists(tmp_path: Path) -> None:
     assert list(load(study=study).stage2.variants) == ["own"], "they replace the study's"
 
 
+def test_a_variant_may_say_more_than_its_losses() -> None:
+    own = {"slow": {"extends": "ce_triplet", "lr": "1e-7", "sampler.images": 2}}
+    for told in ([{"ce_triplet": {"lr": 1e-7, "sampler": {"images": 2}}}], own):
+        p = load(study="smoke", overrides={"stage2": {"variants": told}})
+        (found,) = stage2_variants(p).values()
+        assert (found.lr, found.sampler.images, found.sampler.type) == (1e-7, 2, "pk")
+        assert [loss.type for loss in found.losses] == ["cross_entropy", "triplet"]
+        assert found.epochs == p.stage2.epochs
+    (mba,) = stage2_variants(load(study="smoke", overrides={"stage2.variants": ["mba"]})).values()
+    assert (mba.tower, mba.optimizer, mba.sampler.type) == ("comparator", "adam", "shuffle")
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"x": {"lrate": 1}}, r"stage2\.variants\.x: unknown parameter 'stage2\.lrate'; did .*lr'"),
+        (
+            {"x": {"losses": [{"type": "triplet", "weight": -1}]}},
+            r"stage2\.variants\.x: .*losses\.0",
+        ),
+        ({"x": {"save_dir": "a"}}, r"stage2\.variants\.x\.save_dir: belongs to stage 2"),
+        ({"x": {"extends": "mbb"}}, r"stage2\.variants: no losses 'mbb'; did you mean 'mba'"),
+        ([{"ce": 3}], r"stage2\.variants: expected a name"),
+        ([{"mba": {"tower": "cnn"}}], r"stage2\.variants\.mba: .*'study' or 'comparator'"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused_with_its_place(told: object, words: str) -> None:
+    with pytest.raises(ParamError, match=words):
+        load(study="smoke", overrides={"stage2": {"variants": told}})
+
+
 def test_losses_take_the_place_of_variants_from_beneath(tmp_path: Path) -> None:
     mine = [{"type": "cross_entropy"}, {"type": "pml", "name": "CircleLoss"}]
     p = load(study="smoke", overrides={"stage2.losses": mine})
-    assert p.stage2.variants == {} and list(loss_variants(p)) == ["ce_CircleLoss"]
+    assert p.stage2.variants == {} and list(stage2_variants(p)) == ["ce_CircleLoss"]
     study = _studies(
         tmp_path,
         child="extends: smoke\nstage2.losses: [{type: center}]\nsweep: {a: {stage2.lr: 0.1},"
         " b: {stage2.variants: [ce]}}",
     )
-    assert list(loss_variants(load(study=study))) == ["center"]
-    assert list(loss_variants(load(study=study, tag="a"))) == ["center"]
-    assert list(loss_variants(load(study=study, tag="b"))) == ["ce"]
+    assert list(stage2_variants(load(study=study))) == ["center"]
+    assert list(stage2_variants(load(study=study, tag="a"))) == ["center"]
+    assert list(stage2_variants(load(study=study, tag="b"))) == ["ce"]
     both = {"losses": mine, "variants": ["ce"]}
     with pytest.raises(ParamError, match="stage2: overrides gives both losses and variants"):
         load(overrides={"stage2": both})
@@ -548,7 +589,7 @@ def test_the_features_of_a_loss_survive_yamls_on(tmp_path: Path) -> None:
     assert yaml.safe_load("on: 1") == {True: 1}  # what YAML 1.1 makes of it
     line = "[{type: triplet, on: [pool]}]"
     study = _studies(tmp_path, mine=f"stage2: {{variants: {{a: {line}}}}}")
-    assert load(study=study).stage2.variants["a"][0].on == ("pool",)
+    assert stage2_variants(load(study=study))["a"].losses[0].on == ("pool",)
     told = {"stage2.losses": yaml.safe_load(line)}  # as --set reads it
     assert load(overrides=told).stage2.losses[0].on == ("pool",)
 

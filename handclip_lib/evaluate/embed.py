@@ -28,12 +28,14 @@ def embed(
     images: Sequence[str],
     fabric: lf.Fabric,
     batch_size: int = 64,
+    mirrored: bool = False,
 ) -> dict[str, np.ndarray]:
     """Raw float32 features {"penult", "pool", "proj"}, each (N, W), rows in the order asked.
 
     Under the fabric's device and precision, in eval mode. Rows are kept on disk and found again
     for the same weights, architecture, adapter and what it is told of the photographs,
     preprocessing, photographs, precision, kind of device and versions of what computes them.
+    mirrored: of every photograph's mirror image, to be added to those of itself.
     Raises ValueError where the store was fitted for another Preprocess, or where features are not
     finite, naming the images; ParamError where the table does not say what the adapter asks for.
     """
@@ -42,10 +44,10 @@ def embed(
             f"the store holds pixels for {store.preprocess}, the encoder wants"
             f" {encoder.preprocess}: open the store with encoder.preprocess"
         )
-    cache = _cache(encoder, store, fabric)
+    cache = _cache(encoder, store, fabric, mirrored)
     rows = store.rows(images)
     with evaluating(encoder):
-        cache.fill(rows, lambda missing: _computed(encoder, store, missing, fabric, batch_size))
+        cache.fill(rows, lambda some: _computed(encoder, store, some, fabric, batch_size, mirrored))
     return {name: cache.read(name, rows) for name in NAMES}
 
 
@@ -70,7 +72,7 @@ def retrieval_features(
     return unit
 
 
-def _cache(encoder: Encoder, store: Store, fabric: lf.Fabric) -> RowCache:
+def _cache(encoder: Encoder, store: Store, fabric: lf.Fabric, mirrored: bool) -> RowCache:
     parts = {
         "version": [_VERSION, torch.__version__, open_clip.__version__, timm.__version__],
         "pixels": store.key,
@@ -84,6 +86,8 @@ def _cache(encoder: Encoder, store: Store, fabric: lf.Fabric) -> RowCache:
         view, table = encoder.adapter.told.view, store.table
         told = table[view].astype(str).tolist() if view in table else []
         parts |= {"adapter": encoder.adapter.settings, "views": told}
+    if mirrored:
+        parts["mirrored"] = True
     fields: dict[str, tuple[tuple[int, ...], str]] = {
         name: ((encoder.dims[name],), "float32") for name in NAMES
     }
@@ -91,7 +95,12 @@ def _cache(encoder: Encoder, store: Store, fabric: lf.Fabric) -> RowCache:
 
 
 def _computed(
-    encoder: Encoder, store: Store, rows: np.ndarray, fabric: lf.Fabric, batch_size: int
+    encoder: Encoder,
+    store: Store,
+    rows: np.ndarray,
+    fabric: lf.Fabric,
+    batch_size: int,
+    mirrored: bool,
 ) -> Iterator[Block]:
     codes = encoder.codes_of(store.table.iloc[rows])
     store.prepare([store.images[row] for row in rows])
@@ -102,6 +111,7 @@ def _computed(
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]
             pixels = store.pixels([store.images[row] for row in part]).to(fabric.device)
+            pixels = pixels.flip(2) if mirrored else pixels
             batches = []
             for at in torch.arange(len(part)).split(batch_size):
                 told = None if codes is None else codes[start + at].to(fabric.device)

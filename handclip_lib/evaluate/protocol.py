@@ -1,6 +1,7 @@
 """The retrieval protocol: every draw and gallery of a manifest, with intervals over persons."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,21 @@ import pandas as pd
 from handclip_lib.evaluate.retrieval import METRICS, rank_gallery, retrieval_metrics
 from handclip_lib.evaluate.statistics import person_bootstrap
 
+# From unit rows (Q, D) and (G, D) of a draw to similarities (Q, G), higher is closer
+Compare = Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]
 GALLERIES = {"own": "gallery", "all": "gallery_all"}  # name in tables -> split in manifests
+
+
+def cosine(
+    query: npt.NDArray[np.floating], gallery: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Cosine similarity (Q, G) of unit rows (Q, D) and (G, D), in float64 and to six decimals.
+
+    Copies of a photograph that went through a tower in different batches differ by some 1e-8, and
+    would be ranked by chance. Rounded, they tie and the tie rule decides, but for about one pair
+    in a hundred that a rounding step parts.
+    """
+    return np.round(query.astype(np.float64) @ gallery.astype(np.float64).T, 6)
 
 
 def evaluate(
@@ -18,12 +33,14 @@ def evaluate(
     manifest: pd.DataFrame,
     bootstrap: int = 2000,
     seed: int = 0,
+    compare: Compare = cosine,
 ) -> dict[str, dict[str, object]]:
     """Scores of a manifest: `{"own": …, "all": …}`, ready for metrics.json.
 
     features: (N, D) unit rows that follow `images`; images not in the manifest are left alone.
     `own` ranks the aspect's own gallery, `all` the one with the other aspects' hands as distractors
-    (only when the manifest has gallery_all rows). Each metric (`rank1, rank5, rank10, map,
+    (only when the manifest has gallery_all rows). compare: how a draw's queries are held against
+    its gallery, `evaluate.ways` has some. Each metric (`rank1, rank5, rank10, map,
     map_trapezoid, minp`, 0–1) holds `mean` over draws, `ci95` [low, high] and `per_draw`; beside
     them `queries` and `gallery` (entries of a draw; the largest where draws differ) and `persons`.
     The interval resamples persons with their queries of all draws together (`bootstrap` times):
@@ -32,7 +49,9 @@ def evaluate(
     splits = set(manifest["split"])
     scored = [name for name, split in GALLERIES.items() if name == "own" or split in splits]
     return {
-        name: _summary(per_query(features, images, manifest, name), manifest, name, bootstrap, seed)
+        name: _summary(
+            per_query(features, images, manifest, name, compare), manifest, name, bootstrap, seed
+        )
         for name in scored
     }
 
@@ -42,6 +61,7 @@ def per_query(
     images: Sequence[str],
     manifest: pd.DataFrame,
     gallery: str = "own",
+    compare: Compare = cosine,
 ) -> pd.DataFrame:
     """One row for each query of each draw: what means, intervals and paired tests are made of.
 
@@ -49,7 +69,7 @@ def per_query(
     ap_trapezoid, inp`. Arguments as in `evaluate`; gallery: `own` or `all`.
     """
     parts = []
-    for draw, query, entries, sim in similarities(features, images, manifest, gallery):
+    for draw, query, entries, sim in similarities(features, images, manifest, gallery, compare):
         scores = retrieval_metrics(sim, query["pid"], entries["pid"])["per_query"]
         parts.append(query[["image", "pid"]].assign(draw=draw, **scores))
     frame = pd.concat(parts, ignore_index=True)
@@ -96,6 +116,7 @@ def similarities(
     images: Sequence[str],
     manifest: pd.DataFrame,
     gallery: str = "own",
+    compare: Compare = cosine,
 ) -> Iterator[tuple[int, pd.DataFrame, pd.DataFrame, npt.NDArray[np.float64]]]:
     """Draw by draw: its number, its query rows, its gallery rows, their similarities (Q, G).
 
@@ -104,7 +125,7 @@ def similarities(
     """
     index = _index(features, images)
     for draw, query, entries in _draws(manifest, gallery):
-        yield draw, query, entries, _similarity(features, index, query, entries)
+        yield draw, query, entries, _similarity(features, index, query, entries, compare)
 
 
 def within(
@@ -144,18 +165,6 @@ def best_and_worst(frame: pd.DataFrame, n: int = 5) -> tuple[pd.DataFrame, pd.Da
     return first(ascending=False), first(ascending=True)
 
 
-def cosine(
-    query: npt.NDArray[np.floating], gallery: npt.NDArray[np.floating]
-) -> npt.NDArray[np.float64]:
-    """Cosine similarity (Q, G) of unit rows (Q, D) and (G, D), in float64 and to six decimals.
-
-    Copies of a photograph that went through a tower in different batches differ by some 1e-8, and
-    would be ranked by chance. Rounded, they tie and the tie rule decides, but for about one pair
-    in a hundred that a rounding step parts.
-    """
-    return np.round(query.astype(np.float64) @ gallery.astype(np.float64).T, 6)
-
-
 def _index(features: npt.NDArray[np.floating], images: Sequence[str]) -> pd.Index:
     """Where each image's feature row is, after checking that rows are unit and one an image."""
     if features.ndim != 2 or len(features) != len(images):
@@ -174,9 +183,13 @@ def _index(features: npt.NDArray[np.floating], images: Sequence[str]) -> pd.Inde
 
 
 def _similarity(
-    features: npt.NDArray[np.floating], index: pd.Index, query: pd.DataFrame, gallery: pd.DataFrame
+    features: npt.NDArray[np.floating],
+    index: pd.Index,
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    compare: Compare = cosine,
 ) -> npt.NDArray[np.float64]:
-    """Cosine (Q, G) of manifest rows; ValueError names an image without a feature."""
+    """Similarities (Q, G) of manifest rows; ValueError names an image without a feature."""
     wanted = pd.concat([query["image"], gallery["image"]])
     place = index.get_indexer(pd.Index(wanted))
     missing = wanted.to_numpy()[place < 0]
@@ -185,7 +198,7 @@ def _similarity(
             f"no feature of image '{missing[0]}' ({missing.size} of {len(wanted)} missing); "
             "embed every query and gallery image of the manifest"
         )
-    return cosine(features[place[: len(query)]], features[place[len(query) :]])
+    return compare(features[place[: len(query)]], features[place[len(query) :]])
 
 
 def _draws(manifest: pd.DataFrame, gallery: str) -> list[tuple[int, pd.DataFrame, pd.DataFrame]]:

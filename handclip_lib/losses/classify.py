@@ -1,4 +1,6 @@
-"""Identity as a class: cross-entropy over a linear classifier."""
+"""Identity as a class: cross-entropy over a classifier."""
+
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,12 +13,20 @@ class CrossEntropy(nn.Module):
     """Softmax cross-entropy over `num_ids` identities, with label smoothing.
 
     Smoothing: Szegedy et al. 2016, arXiv:1512.00567, section 7. Classifier after a BNNeck: Luo et
-    al. 2019, arXiv:1903.07071.
+    al. 2019, arXiv:1903.07071. head: `linear`, or `block`, which has a hidden layer (MBA-Net's).
     """
 
-    def __init__(self, num_ids: int, width: int, *, label_smoothing: Share = 0.1) -> None:
+    def __init__(
+        self,
+        num_ids: int,
+        width: int,
+        *,
+        label_smoothing: Share = 0.1,
+        head: Literal["linear", "block"] = "linear",
+    ) -> None:
         super().__init__()
-        self.classifier = heads.classifier(width, num_ids)
+        make = heads.classifier if head == "linear" else heads.class_block
+        self.classifier: nn.Module = make(width, num_ids)
         self.label_smoothing = label_smoothing
 
     def forward(self, z: Tensor, y: Tensor, soft: Tensor | None = None) -> Tensor:

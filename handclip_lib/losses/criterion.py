@@ -15,10 +15,12 @@ from handclip_lib.losses.classify import CrossEntropy
 from handclip_lib.losses.guards import MarginGuard, PairGuard, TripletGuard
 from handclip_lib.losses.term import Term
 from handclip_lib.models import heads
+from handclip_lib.models.mba import BRANCHES
+from handclip_lib.models.parts import part_names
 from handclip_lib.models.towers import Features
-from handclip_lib.params import ParamError, guided_variants, loss_variants
+from handclip_lib.params import ParamError, guided_variants, stage2_variants
 from handclip_lib.schema import Params
-from handclip_lib.schema_train import LossSpec, Training
+from handclip_lib.schema_train import LossSpec, Stage2, Stage3b, Training
 
 _BASES = ("penult", "pool", "proj")
 _TRIED = 8  # width of features, where a list is built for its errors alone
@@ -60,20 +62,28 @@ def check_lists(p: Params) -> None:
 
     Raises ParamError with the stage, the variant and the place: before a run has begun.
     """
-    lists = {"stage1": p.stage1.losses}
-    lists |= {f"stage2, variant {name}": told for name, told in loss_variants(p).items()}
-    for where, losses in lists.items():
-        stage = p.stage1 if where == "stage1" else p.stage2
-        _try(where, losses, stage, _BASES)
+    tried("stage1", p.stage1)
+    for name, stage in stage2_variants(p).items():
+        tried(f"stage2, variant {name}", stage)
     for name, told in guided_variants(p).items():
         if told.losses or told.text == "none":
-            further = ("fused",) if told.text == "pseudo" and told.interact else ()
-            _try(f"stage3b, variant {name}", told.losses, told, (*_BASES, *further))
+            tried(f"stage3b, variant {name}", told)
 
 
-def _try(where: str, losses: Sequence[LossSpec], stage: Training, names: Sequence[str]) -> None:
+def tried(where: str, told: Training) -> "Criterion":
+    """The losses of a stage's settings on features of a few dimensions, for errors and tables.
+
+    Raises ParamError that begins with `where`.
+    """
+    further: tuple[str, ...] = ()
+    if isinstance(told, Stage2) and told.tower == "comparator":
+        further = BRANCHES
+    if isinstance(told, Stage3b):
+        further = part_names(told.adapt)
+        further += ("fused",) if told.text == "pseudo" and told.interact else ()
+    widths = dict.fromkeys((*_BASES, *further), _TRIED)
     try:
-        build_loss(losses, 2, dict.fromkeys(names, _TRIED), stage.loss_balance, stage.projection)
+        return build_loss(told.losses, 2, widths, told.loss_balance, told.projection)
     except ParamError as error:
         raise ParamError(f"{where}: {error}") from None
 
@@ -184,7 +194,9 @@ class Criterion(nn.Module):
 
     def _pick(self, features: Features | Mapping[str, Tensor], name: str) -> Tensor:
         picked: Tensor
-        picked = features[name] if isinstance(features, Mapping) else getattr(features, name)
+        if not isinstance(features, Mapping):
+            features = features._asdict() | dict(features.parts)
+        picked = features[name]
         return picked
 
     def _read(

@@ -107,10 +107,13 @@ def save_local_dir(
 
 
 def _check_rebuildable(encoder: "Encoder") -> None:
+    if "mba" in encoder.model_cfg:
+        raise ValueError("open_clip builds no MBA-Net: keep this encoder as a checkpoint")
     if encoder.adapter is not None:
         raise ValueError(
-            "open_clip knows no side information, visual prompts or overlapping patches, and LoRA"
-            " once merge_lora has added it to the weights: keep this encoder as a checkpoint"
+            "open_clip knows no side information, visual prompts, overlapping patches, attention"
+            " or parts, and LoRA once merge_lora has added it to the weights: keep this encoder as"
+            " a checkpoint"
         )
     vision, size = encoder.model_cfg["vision_cfg"], encoder.preprocess.size
     if isinstance(vision.get("layers"), list) and size[0] != size[1]:

@@ -21,6 +21,18 @@ def classifier(width: int, num_ids: int) -> nn.Linear:
     return linear
 
 
+def class_block(width: int, num_ids: int) -> nn.Sequential:
+    """Linear, BatchNorm, LeakyReLU 0.1, dropout 0.5, Linear: (B, width) to (B, num_ids) logits.
+
+    The head of each branch of MBA-Net: Baisa et al. 2022, arXiv:2108.02234.
+    """
+    last = nn.Linear(width, num_ids)
+    nn.init.normal_(last.weight, std=0.001)
+    nn.init.zeros_(last.bias)
+    hidden = nn.Linear(width, width, bias=False)  # the BatchNorm has a bias
+    return nn.Sequential(hidden, nn.BatchNorm1d(width), nn.LeakyReLU(0.1), nn.Dropout(0.5), last)
+
+
 def projection_head(width: int, out: int) -> nn.Sequential:
     """Linear, BatchNorm, ReLU, Linear: (B, width) to (B, out).
 

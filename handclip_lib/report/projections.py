@@ -28,26 +28,37 @@ def project_together(
 ) -> dict[str, dict[str, np.ndarray]]:
     """{title: {model: (N, 2) float32}}: the same N photographs by several models, to be compared.
 
-    models: {name: features (N, D)} of one width, rows in one order; methods as in `project`. One
-    PCA is fitted to the unit rows of all models, after each model's own mean is taken away: what
+    models: {name: features (N, D)}, rows in one order; methods as in `project`. One PCA is fitted
+    to the unit rows of all models of one width, after each model's own mean is taken away: what
     a model adds to every photograph alike would only set the panels apart. t-SNE and UMAP are
     fitted to each model by itself, from its points in that PCA, and then turned onto the first
     model's (their axes mean nothing; distances stay), so that a person is found again in about the
     same place. (Fitted to all at once, they would take the copies of one photograph for its nearest
-    neighbours, and show little else.)
-    Raises ValueError where shapes differ: spaces of different width share no axes.
+    neighbours, and show little else.) Models of another width than the first share no axes with
+    it: their PCA is their own, and turned in the same way.
+    Raises ValueError where the numbers of photographs differ.
     """
     shapes = {name: np.shape(features) for name, features in models.items()}
-    if len(set(shapes.values())) != 1:
-        raise ValueError(f"features of one shape are needed, the same photographs: got {shapes}")
-    unit = [_unit(features) for features in models.values()]
-    planes = _planes([z - z.mean(axis=0) for z in unit], methods, seed)
-    together = {}
-    for title in planes[0]:
-        points = [plane[title] for plane in planes]
-        if title != TITLES["pca"]:
-            points = [_turned(mine, points[0]) for mine in points]
-        together[title] = dict(zip(models, points, strict=True))
+    if len({shape[0] for shape in shapes.values()}) != 1:
+        raise ValueError(f"features of the same photographs are needed: got {shapes}")
+    alike: dict[int, list[str]] = {}
+    for name, shape in shapes.items():
+        alike.setdefault(shape[-1], []).append(name)
+    planes: dict[str, dict[str, np.ndarray]] = {}
+    for names in alike.values():
+        unit = [_unit(models[name]) for name in names]
+        blocks = _planes([z - z.mean(axis=0) for z in unit], methods, seed)
+        planes |= dict(zip(names, blocks, strict=True))
+    first, *_ = models
+    shared, together = alike[shapes[first][-1]], {}
+    for title in planes[first]:
+        kept = shared if title == TITLES["pca"] else [first]
+        together[title] = {
+            name: planes[name][title]
+            if name in kept
+            else _turned(planes[name][title], planes[first][title])
+            for name in models
+        }
     return together
 
 

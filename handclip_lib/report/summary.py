@@ -1,14 +1,14 @@
 """Tables of a report: scores with their intervals, and what each tower is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from handclip_lib.losses import build_loss
+from handclip_lib.losses import tried
 from handclip_lib.models.clip import Encoder
 from handclip_lib.report.plots import METRICS
-from handclip_lib.schema_train import LossSpec
+from handclip_lib.schema_train import Stage2
 
 
 def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -55,15 +55,14 @@ def tower_table(towers: Mapping[str, Encoder]) -> pd.DataFrame:
     return pd.DataFrame(facts)
 
 
-def loss_table(variants: Mapping[str, Sequence[LossSpec]], dims: Mapping[str, int]) -> pd.DataFrame:
+def loss_table(variants: Mapping[str, Stage2]) -> pd.DataFrame:
     """A row a loss of every variant: its weight, the features it is on, its settings.
 
-    dims: width of the tower's features. Raises ParamError on settings that no loss takes, before
-    anything is trained.
+    Raises ParamError on settings that no loss takes, before anything is trained.
     """
     rows = {}
-    for name, specs in variants.items():
-        terms: Any = build_loss(specs, 2, dims, projection=1).terms
+    for name, told in variants.items():
+        terms: Any = tried(f"stage2, variant {name}", told).terms
         for loss, term in terms.items():
             settings = ", ".join(f"{key} {value}" for key, value in term.told.items())
             rows[name, loss] = {"weight": term.weight, "on": ", ".join(term.on), "with": settings}

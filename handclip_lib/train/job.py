@@ -19,7 +19,7 @@ from handclip_lib.data.splits import SplitError
 from handclip_lib.data.store import Store, open_store
 from handclip_lib.device import make_fabric, seed_step
 from handclip_lib.models.checkpoint import is_ours, load_weights, read_checkpoint
-from handclip_lib.models.clip import Encoder, encoder_of, sha256_of
+from handclip_lib.models.clip import Encoder, encoder_of, load_comparator, sha256_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Loop
 from handclip_lib.train.classes import Classes, classes_of
@@ -169,6 +169,20 @@ def job_of(
     encoder, fabric = encoder_from(p, start), make_fabric(p, training=True)
     told = past or Past()
     return Job(name, settings, p, encoder, table, manifest, fabric, folder, start, past=told)
+
+
+def comparator_job(
+    name: str,
+    settings: Settings,
+    p: Params,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folder: Path,
+) -> Job[Settings]:
+    """A training of MBA-Net, as `p.comparator` describes it."""
+    seed_step(p.seed, 0)
+    encoder = load_comparator(p.comparator)
+    return Job(name, settings, p, encoder, table, manifest, make_fabric(p, training=True), folder)
 
 
 def check_start(job: Job[Any]) -> dict[str, list[int]]:

@@ -2,24 +2,20 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
-from timm.models import group_parameters
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import lr_scheduler
 
-from handclip_lib.models.adapters import adapter_parameters
+from handclip_lib.models.adapters import adapter_parameters, copies_of
 from handclip_lib.models.clip import Encoder
 from handclip_lib.models.lora import is_lora
 from handclip_lib.schema_train import Loop, Training
+from handclip_lib.train.ladder import ladder_of
 
 HEADS = "heads"
 ADAPTER = "adapter"
@@ -31,29 +27,16 @@ _TABLES = re.compile(
 _START = 0.01  # of the rate, where the warm-up begins (CLIP-ReID's ViT recipe)
 
 
-@dataclass(frozen=True)
-class _Ladder:
-    """An image tower from its images to its features. depth: of each parameter; steps: names."""
-
-    depth: dict[str, int]
-    steps: list[str]
-
-    @property
-    def top(self) -> int:
-        return len(self.steps) - 1
-
-
 def param_groups(encoder: Encoder, heads: nn.Module, settings: Training) -> list[dict[str, Any]]:
     """Every parameter that may train under `settings`, each once, for a torch optimiser.
 
     The image tower by depth and weight decay, what an adapter brought, then `heads` (necks,
     classifiers, proxies). A group has `params`, `lr`, `weight_decay`, `name`. lr = settings.lr ·
-    layer_decay^(top - depth); adapter and heads: settings.lr · head_lr; learnt weights of losses:
-    0.01 at the peak. No decay for one-dimensional parameters, tables of positions, tokens or
-    centres, and adapters. Depths: ViT 0 = stem and tables, 1 … L = blocks, L + 1 = ln_post and
-    proj; ResNet 0 = stem, 1 … 4, 5 = attention pool; timm towers by their own stages, or one where
-    they name none. The text tower and logit_scale are in no group. Layer-wise decay: BEiT, Bao et
-    al. 2022, arXiv:2106.08254; timm's own grouping knows no open_clip tower.
+    layer_decay^(top - depth), · head_lr for a step that is new; adapter and heads: settings.lr ·
+    head_lr; learnt weights of losses: 0.01 at the peak. No decay for one-dimensional parameters,
+    tables of positions, tokens or centres, and adapters. Depths: `ladder.ladder_of`. The text tower
+    and logit_scale are in no group. Layer-wise decay: BEiT, Bao et al. 2022, arXiv:2106.08254;
+    timm's own grouping knows no open_clip tower.
     """
     rows = [row for row in _rows(encoder, heads, settings) if row.pop("open_from") is not None]
     return [row for row in rows if row["params"]]
@@ -97,10 +80,11 @@ def open_layers(encoder: Encoder, settings: Training, epoch: int) -> list[str]:
     In the first `head_epochs` the tower is closed (LP-FT, Kumar et al. 2022, arXiv:2202.10054);
     then all of it, or the last `unfreeze_blocks` blocks with what follows them, or, `gradual`, one
     step more every few epochs from its end (ULMFiT, Howard & Ruder 2018, arXiv:1801.06146).
-    An adapter is open always. BatchNorms of closed steps, or all with `freeze_bn`, are put in eval
+    An adapter is open always, but its copies of the last stage, which open with that. BatchNorms of
+    closed steps, or all with `freeze_bn`, are put in eval
     mode and keep their running statistics: call it after every `train()`.
     """
-    ladder = _ladder(encoder.visual)
+    ladder = ladder_of(encoder.visual)
     opens = [_opens(settings, depth, ladder.top) for depth in range(ladder.top + 1)]
     is_open = [start is not None and start <= epoch for start in opens]
     encoder.requires_grad_(False)
@@ -108,6 +92,11 @@ def open_layers(encoder: Encoder, settings: Training, epoch: int) -> list[str]:
         parameter.requires_grad_(is_open[ladder.depth[name]])
     for parameter in adapter_parameters(encoder):
         parameter.requires_grad_(True)
+    copies, last = copies_of(encoder), is_open[ladder.top - 1]
+    copies.requires_grad_(last)
+    for module in copies.modules():
+        if isinstance(module, _BatchNorm):
+            module.train(module.training and last and not settings.freeze_bn)
     for name, module in encoder.visual.named_modules():
         if isinstance(module, _BatchNorm):
             depth = ladder.depth.get(f"{name}.weight", 0)  # without weights: as the stem
@@ -207,16 +196,21 @@ def _one_cycle(
 
 def _rows(encoder: Encoder, heads: nn.Module, settings: Training) -> list[dict[str, Any]]:
     """All groups of the image tower, open ever or not, the adapter's, then the heads'."""
-    ladder, brought = _ladder(encoder.visual), adapter_parameters(encoder)
+    ladder, brought = ladder_of(encoder.visual), adapter_parameters(encoder)
     own = [(n, p) for n, p in encoder.visual.named_parameters() if not is_lora(n)]
     rows = []
     for depth, step in enumerate(ladder.steps):
         named = [(n, p) for n, p in own if ladder.depth[n] == depth]
         lr = settings.lr * settings.layer_decay ** (ladder.top - depth)
+        lr *= settings.head_lr if step in ladder.new else 1
         opens = _opens(settings, depth, ladder.top)
         rows += _split(named, step, lr, settings.weight_decay, opens)
     told = {"lr": settings.lr * settings.head_lr, "weight_decay": 0.0, "open_from": 1}
     rows += [{"params": brought, "name": ADAPTER} | told] if brought else []
+    below = ladder.top - 1  # the last stage, of which parts may have copies
+    copied, lr = list(copies_of(encoder).named_parameters()), settings.lr * settings.layer_decay
+    opens = _opens(settings, below, ladder.top)
+    rows += _split(copied, f"{ladder.steps[below]}, copies", lr, settings.weight_decay, opens)
     learnt = [(name, p) for name, p in heads.named_parameters() if p.requires_grad]
     weights = [(name, p) for name, p in learnt if BALANCE in name.split(".")]
     learnt = [(name, p) for name, p in learnt if BALANCE not in name.split(".")]
@@ -253,46 +247,3 @@ def _opens(settings: Training, depth: int, top: int) -> int | None:
         late = max(0, below - (settings.gradual.start - 1))
         return first + late * settings.gradual.every
     return first
-
-
-def _ladder(visual: nn.Module) -> _Ladder:
-    names = [name for name, _ in visual.named_parameters()]
-    if isinstance(visual, VisionTransformer):
-        blocks = len(visual.transformer.resblocks)
-        depth = {name: _vit_depth(name, blocks + 1) for name in names}
-        steps = ["stem", *(f"block {i + 1}" for i in range(blocks)), "projection"]
-    elif isinstance(visual, ModifiedResNet):
-        depth = {name: _resnet_depth(name) for name in names}
-        steps = ["stem", *(f"layer {i}" for i in range(1, 5)), "attention pool"]
-    elif isinstance(visual, TimmModel):
-        depth = _timm_depths(visual)
-        steps = [f"stage {i}" for i in range(max(depth.values()) + 1)]
-    else:
-        raise TypeError(f"unknown kind of tower: {type(visual).__name__}")
-    return _Ladder(depth, steps)
-
-
-def _vit_depth(name: str, top: int) -> int:
-    block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
-    if block:
-        return int(block[1]) + 1
-    stem = name.startswith(("conv1.", "class_embedding", "positional_embedding", "ln_pre."))
-    return 0 if stem else top
-
-
-def _resnet_depth(name: str) -> int:
-    layer = re.match(r"layer(\d)\.", name)
-    if layer:
-        return int(layer[1])
-    return 5 if name.startswith("attnpool.") else 0
-
-
-def _timm_depths(visual: TimmModel) -> dict[str, int]:
-    """The trunk's own stages; the projection belongs to the last. One stage if it names none."""
-    matcher = getattr(visual.trunk, "group_matcher", None)
-    found: dict[str, int] = (
-        group_parameters(visual.trunk, matcher(coarse=True), reverse=True) if matcher else {}
-    )
-    last = max(found.values(), default=0)
-    told = {f"trunk.{name}": depth for name, depth in found.items()}
-    return {name: told.get(name, last) for name, _ in visual.named_parameters()}

@@ -7,11 +7,18 @@ import pandas as pd
 
 from handclip_lib.data.atomic import write_whole
 from handclip_lib.models.checkpoint import read_checkpoint
-from handclip_lib.params import loss_variants, resolve
+from handclip_lib.params import resolve, stage2_variants
 from handclip_lib.schema import Params
-from handclip_lib.schema_train import LossSpec, Training
+from handclip_lib.schema_train import Stage2, Training
 from handclip_lib.train.guided import Learnt, stage3a, stage3b
-from handclip_lib.train.job import Job, Trained, encoder_from, job_of, study_encoder
+from handclip_lib.train.job import (
+    Job,
+    Trained,
+    comparator_job,
+    encoder_from,
+    job_of,
+    study_encoder,
+)
 from handclip_lib.train.training import train
 
 __all__ = [
@@ -70,17 +77,18 @@ def stage1_weights(
 def stage2(
     p: Params,
     name: str,
-    losses: Sequence[LossSpec],
+    settings: Stage2,
     start: Path,
     table: pd.DataFrame,
     manifest: pd.DataFrame,
     folder: Path,
 ) -> Trained:
-    """One variant of stage 2: `p.stage2` with these losses, from the weights in `start`.
+    """One variant of stage 2, by `settings`, from the weights in `start`.
 
-    Leaves checkpoints/<name>.pth and its rows of history.csv in `folder`; otherwise as stage 1.
+    The comparator starts from its own. Leaves checkpoints/<name>.pth and its rows of history.csv in
+    `folder`; otherwise as stage 1.
     """
-    trained = train(_stage2(p, name, losses, start, table, manifest, folder))
+    trained = train(_stage2(p, name, settings, start, table, manifest, folder))
     if p.stage2.save_dir:
         target = resolve(p.stage2.save_dir)
         target.mkdir(parents=True, exist_ok=True)
@@ -101,12 +109,13 @@ def best_stage2(
 
     folders: as in `stage1_weights`, of notebook 03; variants that are in none of them are trained,
     and kept where that notebook would have left them. Without held-out persons nothing may choose:
-    then it is the first, which is said. Empty where the study trains no variant.
+    then it is the first, which is said. Empty where the study trains no variant of its tower.
     """
     found: dict[str, Trained] = {}
-    for name, losses in loss_variants(p).items():
-        folder = _home(_stage2(p, name, losses, start, table, manifest, Path()), folders)
-        found[name] = stage2(p, name, losses, start, table, manifest, folder)
+    own = {n: told for n, told in stage2_variants(p).items() if told.tower == "study"}
+    for name, settings in own.items():
+        folder = _home(_stage2(p, name, settings, start, table, manifest, Path()), folders)
+        found[name] = stage2(p, name, settings, start, table, manifest, folder)
     if not found:
         return {}
 
@@ -139,13 +148,14 @@ def _stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path
 def _stage2(
     p: Params,
     name: str,
-    losses: Sequence[LossSpec],
+    settings: Stage2,
     start: Path,
     table: pd.DataFrame,
     manifest: pd.DataFrame,
     folder: Path,
 ) -> Job[Training]:
-    settings = p.stage2.model_copy(update={"losses": tuple(losses)})
+    if settings.tower == "comparator":
+        return comparator_job(name, settings, p, table, manifest, folder)
     return job_of(name, settings, p, start, table, manifest, folder)
 
 
