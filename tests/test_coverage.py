@@ -1,8 +1,10 @@
-"""What intervals and tests promise, held against many simulated studies of 20 and of 71 persons."""
+"""What numbers promise: intervals and tests in many simulated studies, mAP by another program."""
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
+from handclip_lib.evaluate.retrieval import retrieval_metrics
 from handclip_lib.evaluate.statistics import paired_test, percentiles, person_bootstrap
 
 BLOCK = 100  # studies that share their numbers of queries, columns of one call
@@ -67,3 +69,13 @@ def test_one_in_twenty_tests_of_equal_models_is_below_5_percent(persons):
         p.append(paired_test(a, b, who, samples=199, seed=seed)["p"])
     size = np.mean(np.array(p) <= 0.05)
     assert abs(size - 0.05) < 3 * np.sqrt(0.05 * 0.95 / len(p))
+
+
+def test_average_precision_is_scikit_learns_where_nothing_ties():
+    rng = np.random.default_rng(0)
+    gallery = np.concatenate([np.arange(8), rng.integers(0, 8, 40)])
+    query, sim = rng.integers(0, 8, 60), rng.random((60, 48))
+    found = retrieval_metrics(sim, query, gallery)
+    known = [average_precision_score(gallery == q, s) for q, s in zip(query, sim, strict=True)]
+    np.testing.assert_allclose(found["per_query"]["ap"], known, atol=1e-12)
+    assert found["map"] == pytest.approx(np.mean(known), abs=1e-12)

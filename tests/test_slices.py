@@ -1,0 +1,220 @@
+"""Groups of persons: who is in which, their scores, and when there is no number."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from handclip_lib.evaluate import slices
+from handclip_lib.evaluate.slices import group_errors, groups_of, sliced
+from handclip_lib.evaluate.statistics import person_bootstrap
+from handclip_lib.report.slices import (
+    error_table,
+    identity_accuracy,
+    scenario_intervals,
+    scenario_name,
+    slice_intervals,
+    slice_table,
+)
+
+
+def make_table(persons=20):
+    """Two aspects, three photographs each; persons 1, 5, 9 … wear polish in one photograph."""
+    rows = [
+        {
+            "image": f"{pid}_{aspect}_{shot}.jpg", "pid": pid, "aspect": aspect,
+            "gender": "male" if pid % 2 else "female", "age": 18 + pid,
+            "skinColor": "medium", "nailPolish": int(pid % 4 == 1 and shot == 0),
+            "irregularities": int(pid == 2),
+        }
+        for pid in range(1, persons + 1) for aspect in ("a", "b") for shot in range(3)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_frame(table, seed=0):
+    """Scores of every photograph as a query of two draws, women's the better ones."""
+    rng, rows = np.random.default_rng(seed), []
+    for draw in range(2):
+        for image, pid, gender in zip(table["image"], table["pid"], table["gender"], strict=True):
+            ap = rng.random() * (1.0 if gender == "female" else 0.6)
+            rows.append((draw, image, pid, float(ap > 0.5), ap))
+    return pd.DataFrame(rows, columns=["draw", "image", "pid", "rank1", "ap"])
+
+
+def test_a_person_is_in_one_group_whatever_a_photograph_says():
+    table = make_table()
+    groups = groups_of(table, list(table["image"]))
+    assert list(groups) == ["gender", "age", "irregularities"]  # no two groups by polish or skin
+    assert groups["irregularities"] == {2: "yes"} | {p: "no" for p in range(1, 21) if p != 2}
+    polished = list(table.loc[~table["image"].str.endswith("2.jpg"), "image"])
+    tied = groups_of(table, polished)  # one photograph in two: the first name is taken
+    assert "nailPolish" not in tied
+    first = groups_of(table, list(table.loc[table["image"].str.endswith("0.jpg"), "image"]))
+    assert {p for p, g in first["nailPolish"].items() if g == "yes"} == {1, 5, 9, 13, 17}
+    assert set(first["gender"]) == set(range(1, 21))
+
+
+def test_ages_are_banded_in_their_order_and_gaps_are_nobodys_group():
+    table = make_table().astype({"age": "object"})
+    table.loc[table["pid"] == 7, ["age", "gender"]] = ["", None]
+    groups = groups_of(table, list(table["image"]), ages=(21, 30, 31))
+    bands = dict.fromkeys(groups["age"].values())
+    assert list(bands) == ["below 21", "21 to 29", "30 to 30", "from 31"]
+    assert groups["age"][2] == "below 21" and groups["age"][3] == "21 to 29"
+    assert groups["age"][12] == "30 to 30" and groups["age"][20] == "from 31"
+    assert 7 not in groups["age"] and 7 not in groups["gender"]
+    assert groups_of(table.drop(columns=["gender", "age", "irregularities"]), ["1_a_0.jpg"]) == {}
+
+
+def test_scores_are_those_of_the_groups_persons():
+    table = make_table()
+    frame = make_frame(table)
+    groups = groups_of(table, list(frame["image"]))
+    found = sliced(frame, groups, bootstrap=300, seed=5)
+    json.dumps(found, allow_nan=False)
+    women = frame[frame["pid"] % 2 == 0]
+    got = found["gender"]["groups"]["female"]
+    assert (got["persons"], got["queries"]) == (10, len(women)) == (10, 120)
+    for metric, column in (("rank1", "rank1"), ("map", "ap")):
+        assert got[metric]["mean"] == pytest.approx(women[column].mean())
+        known = person_bootstrap(women[column], women["pid"], 300, 5)
+        assert got[metric]["ci95"] == pytest.approx(known, abs=1e-12)
+    counts = [g["queries"] for g in found["irregularities"]["groups"].values()]
+    assert sum(counts) == len(frame)
+
+
+def test_photographs_of_another_kind_stay_with_their_person():
+    """Polish in one photograph of three does not part a person's queries in two groups."""
+    table = make_table(12)
+    first = table["image"].str.endswith("0.jpg")
+    table["nailPolish"] = ((table["pid"] % 2 == 1) ^ first).astype(int)
+    frame = make_frame(table)
+    found = sliced(frame, groups_of(table, list(frame["image"])), bootstrap=50)
+    by_person = frame["pid"] % 2 == 1
+    yes = found["nailPolish"]["groups"]["yes"]
+    assert (yes["persons"], yes["queries"]) == (6, int(by_person.sum()))
+    assert yes["map"]["mean"] == pytest.approx(frame.loc[by_person, "ap"].mean())
+
+
+def test_few_persons_have_no_number_but_are_counted():
+    table = make_table(9)
+    frame = make_frame(table)
+    groups = groups_of(table, list(frame["image"]))
+    found = sliced(frame, groups, bootstrap=50)
+    one = found["irregularities"]["groups"]["yes"]
+    assert one == {"persons": 1, "queries": 12, "rank1": None, "map": None}
+    assert found["irregularities"]["between"] == {"rank1": None, "map": None}
+    assert found["gender"]["groups"]["female"]["rank1"] is None  # four
+    assert sliced(frame, groups, minimum=4, bootstrap=50)["gender"]["between"]["map"] is not None
+    alone = sliced(frame, groups, minimum=1, bootstrap=50)["irregularities"]["groups"]["yes"]
+    assert alone["rank1"] is None  # one person has no interval
+
+
+def test_difference_of_best_and_worst_with_persons_resampled_within():
+    table = make_table()
+    frame = make_frame(table)
+    groups = groups_of(table, list(frame["image"]), ["gender"])
+    between = sliced(frame, groups, bootstrap=4000)["gender"]["between"]["map"]
+    means = {g: frame.loc[frame["pid"].map(groups["gender"]) == g, "ap"].mean()
+             for g in ("male", "female")}  # fmt: skip
+    assert (between["best"], between["worst"]) == ("female", "male")
+    assert between["difference"] == pytest.approx(means["female"] - means["male"])
+    low, high = between["ci95"]
+    assert 0 < low < between["difference"] < high
+    # two independent means: variances add
+    of = {g: frame[frame["pid"].map(groups["gender"]) == g] for g in means}
+    widths = [np.subtract(*person_bootstrap(f["ap"], f["pid"], 4000)) for f in of.values()]
+    assert high - low == pytest.approx(np.hypot(*widths), rel=0.08)
+
+
+# -- errors at a threshold ------------------------------------------------------------------------
+
+
+def make_pairs():
+    """Six persons, five queries each, against every person: a's are alike, b's are not."""
+    rows = []
+    for q in range(6):
+        for g in range(6):
+            alike = 0.8 if q == g else (0.6 if q < 3 and g < 3 else 0.2)
+            rows += [(q, g, alike - 0.4 * (q == g == 5 and k == 0), q == g) for k in range(5)]
+    columns = ["query_person", "gallery_person", "similarity", "genuine"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_errors_of_pairs_within_a_group_at_a_threshold(monkeypatch):
+    monkeypatch.setattr(slices, "PAIRS", 10)
+    groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
+    found = group_errors(make_pairs(), groups, threshold=0.6, minimum=3)["kind"]
+    a, b = found["a"], found["b"]
+    assert (a["persons"], a["n_genuine"], a["n_impostor"]) == (3, 15, 30)
+    assert a["fmr"] == 1.0 and a["fmr_below"] is None  # at the threshold is above it
+    assert a["fnmr"] == 0.0 and a["fnmr_below"] == pytest.approx(3 / 15)
+    assert b["fmr"] == 0.0 and b["fmr_below"] == pytest.approx(3 / 30)
+    assert b["fnmr"] == pytest.approx(1 / 15)
+
+
+def test_error_rates_of_few_persons_or_pairs_are_withheld():
+    groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
+    few = group_errors(make_pairs(), groups, threshold=0.5)["kind"]["a"]
+    assert few["fmr"] is None and few["fnmr"] is None and few["n_impostor"] == 30
+    told = group_errors(make_pairs(), groups, threshold=0.5, minimum=3)["kind"]["a"]
+    assert told["fmr"] == 1.0 and told["fnmr"] is None  # 30 impostor pairs, 15 genuine ones
+
+
+# -- figures and tables ---------------------------------------------------------------------------
+
+
+def test_tables_say_where_there_is_no_number():
+    table = make_table(16)
+    frame = make_frame(table)
+    found = sliced(frame, groups_of(table, list(frame["image"])), bootstrap=50)
+    shown = slice_table(found)
+    assert shown.loc[("irregularities", "yes"), "mAP"] == "no number"
+    assert shown.loc[("gender", "female"), "persons"] == 8
+    assert "female over male" in shown.loc[("gender", "difference"), "mAP"]
+    assert slice_table({}).empty
+    groups = {"nailPolish": {p: "no" if p < 3 else "yes" for p in range(6)}}
+    errors = error_table(group_errors(make_pairs(), groups, threshold=0.7, minimum=3))
+    assert errors.loc[("nail polish", "no"), "FMR (%)"] == "< 10"
+    assert errors.loc[("nail polish", "no"), "FNMR (%)"] == "no number"
+
+
+def test_figures_are_of_fixed_size_and_show_every_group():
+    table = make_table(16)
+    frame = make_frame(table)
+    found = sliced(frame, groups_of(table, list(frame["image"])), bootstrap=50)
+    fig = slice_intervals(found, "drawn hands, n = 16")
+    left, right = fig.axes
+    labels = [t.get_text() for t in left.get_yticklabels()]
+    assert labels[:3] == ["gender", "female (8 persons)", "male (8 persons)"]
+    assert "yes (1 person)" in labels and not any(t.get_text() for t in right.get_yticklabels())
+    words = [t.get_text() for t in right.texts]
+    assert words.count("no number") == sum(
+        g["map"] is None for of in found.values() for g in of["groups"].values()
+    )
+    means = [line.get_xdata()[0] for line in left.lines if line.get_marker() == "o"]
+    assert found["gender"]["groups"]["female"]["rank1"]["mean"] in means
+    assert slice_intervals({}, "none").axes
+    assert not plt.get_fignums()
+
+
+def test_scenarios_and_persons_are_drawn():
+    score = {m: {"mean": 0.5, "ci95": [0.4, 0.6]} for m in ("rank1", "map")}
+    score |= {"persons": 20, "queries": 90, "gallery": 80}
+    models = {"one": {"own": score, "cross_dorsal_l": score}, "two": {"cross_dorsal_l": score}}
+    fig = scenario_intervals(models, "scenarios")
+    labels = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert labels == [
+        "own gallery\n20 persons, gallery of 80", "in dorsal left\n20 persons, gallery of 80"
+    ]  # fmt: skip
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["one", "two"]
+    assert scenario_name("person_level") == "any hand of the person"
+    assert scenario_intervals({}, "none").axes
+    columns = {"rank1": [0.2, 1.0], "low": [0.1, 0.7], "high": [0.4, 1.0], "photographs": [9, 4]}
+    fig = identity_accuracy(pd.DataFrame(columns, index=[7, 3]), "persons")
+    dots = fig.axes[0].collections[1].get_offsets()
+    np.testing.assert_allclose(dots, [[0, 0.2], [1, 1.0]])
+    assert "44.6 %" in fig.axes[0].get_xlabel()
