@@ -16,6 +16,7 @@ from handclip_lib.evaluate.rates import (
     first_at,
     intervals,
     ladder,
+    merged,
     resampled,
     supported,
     tally,
@@ -121,7 +122,7 @@ def open_set_intervals(
     stay as they are. Samples without a search of either kind are left out. `persons`: how many.
     Raises ValueError as `open_set_metrics` does and with fewer than two persons.
     """
-    at = _ladder(found)
+    at = merged(_ladder(found))
     names, who = np.unique(found["pid"], return_inverse=True)
     known = [n for n in LEVELS if supported(LEVELS[n], int((~at.genuine).sum()))]
     wrong, drawn = at.genuine & ~found["correct"].to_numpy(dtype=bool), []

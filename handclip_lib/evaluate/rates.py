@@ -51,6 +51,19 @@ def ladder(scores: npt.ArrayLike, is_genuine: npt.ArrayLike) -> Ladder:
     return Ladder(np.append(distinct, np.inf), step, genuine)
 
 
+def merged(at: Ladder) -> Ladder:
+    """The ladder with neighbouring steps of impostor scores alone made one, their lowest.
+
+    `equal_error`, `area` and genuine errors at any rate of false matches stay as they are, whatever
+    the weights: between two genuine scores nothing more is missed. For counting many times over.
+    """
+    holds = np.bincount(at.step[at.genuine], minlength=len(at.thresholds) - 1) > 0  # (T,)
+    starts = holds | np.append(True, holds[:-1])
+    place = np.cumsum(starts) - 1
+    thresholds = np.append(at.thresholds[:-1][starts], np.inf)
+    return Ladder(thresholds, place[at.step], at.genuine)
+
+
 def tally(at: Ladder, weights: Floats | None = None) -> tuple[Floats, Floats]:
     """How many genuine and impostor scores each distinct score has, both (T,); weighted if asked.
 

@@ -14,6 +14,7 @@ from handclip_lib.evaluate.rates import (
     first_at,
     intervals,
     ladder,
+    merged,
     resampled,
     supported,
     tally,
@@ -82,12 +83,13 @@ def person_intervals(
     Raises ValueError as `verification_metrics` does, and where fewer than two persons have
     genuine pairs.
     """
-    at = _finite(scores, is_genuine)
+    at = merged(_finite(scores, is_genuine))
     query, gallery, persons = _coded(query_persons, gallery_persons, at)
     known = [name for name in LEVELS if supported(LEVELS[name], int((~at.genuine).sum()))]
-    one, drawn = query == gallery, []
+    second = np.where(query == gallery, persons, gallery)  # of one person there is no second one
+    drawn = []
     for times in resampled(persons, samples, seed):
-        genuine, impostor = tally(at, times[query] * np.where(one, 1.0, times[gallery]))
+        genuine, impostor = tally(at, times[query] * np.append(times, 1.0)[second])
         if genuine.any() and impostor.any():
             fmr, fnmr = error_rates(genuine, impostor)
             rates = [float(fnmr[first_at(fmr, LEVELS[name])]) for name in known]

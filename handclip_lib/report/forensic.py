@@ -224,7 +224,7 @@ def _finish(fig: Figure, ax: Axes, note: str) -> None:
 
 def _legend(fig: Figure, handles: Sequence[Any], note: str) -> None:
     longest = max((len(handle.get_label()) for handle in handles), default=0)
-    columns = int(fig.get_figwidth() / (0.085 * longest + 0.55))  # inches of letters and line
+    columns = int(fig.get_figwidth() / (0.075 * longest + 0.55))  # inches of letters and line
     fig.legend(
         handles=list(handles), loc="outside lower left", ncols=max(1, min(columns, len(handles))),
         title=note or None, title_fontsize=9, alignment="left",
