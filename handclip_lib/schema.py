@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.schema_base import Count, Node, Text, Whole, did_you_mean, no_bool
 from handclip_lib.schema_chain import Chain
+from handclip_lib.schema_eval import Comparison
 from handclip_lib.schema_train import Stage1, Stage2, Stage3a, Stage3b
 
 
@@ -132,6 +133,7 @@ class Params(Node):
     stage3a: Stage3a = Stage3a()
     stage3b: Stage3b = Stage3b()
     chain: Chain = Chain()
+    comparison: Comparison = Comparison()
 
     @field_validator("aspect")
     @classmethod

@@ -213,8 +213,16 @@ def test_a_shift_of_everything_does_not_set_models_apart():
         np.testing.assert_allclose(cloud.mean(axis=0), 0, atol=1e-5)
 
 
-def test_spaces_of_other_width_or_photographs_share_no_axes():
+def test_spaces_of_other_photographs_are_refused():
     z = RNG.normal(size=(8, 5))
-    for other in (z[:, :4], z[:7]):
-        with pytest.raises(ValueError, match="of the same photographs"):
-            projections.project_together({"a": z, "b": other})
+    with pytest.raises(ValueError, match="of the same photographs"):
+        projections.project_together({"a": z, "b": z[:7]})
+
+
+def test_a_space_of_other_width_is_turned_onto_the_first():
+    z = np.random.default_rng(5).normal(size=(12, 5))
+    wider = np.concatenate([z[:, ::-1], np.zeros((12, 3))], axis=1)  # the same distances
+    points = projections.project_together({"a": z, "b": wider}, ("pca",))["PCA"]
+    np.testing.assert_allclose(points["b"], points["a"], atol=1e-5)
+    alone = projections.project_together({"a": z}, ("pca",))["PCA"]["a"]
+    np.testing.assert_allclose(points["a"], alone, atol=1e-5)

@@ -398,10 +398,10 @@ def test_long_names_fit_into_the_chart():
     assert left >= 7.5 * len(label) and label in chart
 
 
-def test_results_csv_is_tidy_and_whole(reports):
+def test_numbers_csv_is_tidy_and_whole(reports):
     saved = _scored("dorsal_r", np.random.default_rng(1))
     write_index(load(study="smoke"))
-    frame = pd.read_csv(reports / "smoke" / "results.csv", keep_default_na=False)
+    frame = pd.read_csv(reports / "smoke" / "numbers.csv", keep_default_na=False)
     assert len(frame) == 2 * 2 * 6
     row = frame.query("variant == 'tiny' and gallery == 'all' and metric == 'minp'").iloc[0]
     expected = saved["tiny"]["all"]["minp"]
@@ -410,6 +410,21 @@ def test_results_csv_is_tidy_and_whole(reports):
         *expected["ci95"],
     ]
     assert row["queries"] == 9 and row["data"] == TITLE and row["study"] == "smoke"
+
+
+def test_results_csv_has_a_row_a_model(reports):
+    saved = _scored("dorsal_r", np.random.default_rng(1))
+    write_index(load(study="smoke"))
+    frame = pd.read_csv(reports / "smoke" / "results.csv", keep_default_na=False)
+    assert list(frame["variant"]) == list(saved), "one row for each"
+    row = frame.set_index("variant").loc["tiny"]
+    minp = saved["tiny"]["all"]["minp"]
+    assert [row["all_minp"], row["all_minp_low"], row["all_minp_high"]] == [
+        minp["mean"],
+        *minp["ci95"],
+    ]
+    assert row["map"] == saved["tiny"]["own"]["map"]["mean"] and row["all_queries"] == 9
+    assert (row["notebook"], row["aspect"], row["data"]) == ("01_baseline", "dorsal_r", TITLE)
 
 
 def _variant(mean_r1, mean_ap, persons):
@@ -448,7 +463,7 @@ def test_variants_of_a_sweep_stand_beside_the_study(sweep, reports):
     assert rows[2][1:] == ["90.0|89.0–91.0", "90.0|89.0–91.0", "–", "–"], "no such seed to compare"
     assert rows[5][1:] == ["62.5|61.5–63.5", "55.0|54.0–56.0", "+12.5", "−5.0"]
     assert rows[7][3:] == ["–", "–"]
-    frame = pd.read_csv(reports / "mine" / "results.csv")
+    frame = pd.read_csv(reports / "mine" / "numbers.csv")
     told = frame[frame["difference"].notna()]
     assert set(told["variant"]) == {"stage1"} and set(told["seed"]) == {3}
     assert list(told["difference"].round(6)) == [0.125, -0.05] and told["p"].isna().all()
@@ -463,7 +478,7 @@ def test_the_same_persons_are_tested_in_pairs(sweep, reports):
     _trained(sweep, "wide", 3, {"stage1": (1.0, 0.6)}, {"stage1": after})
     _trained(sweep, "other_data", 3, {"stage1": (1.0, 0.6)}, {"stage1": fewer})
     page = write_index(load(study=sweep)).read_text()
-    frame = pd.read_csv(reports / "mine" / "results.csv").set_index(["tag", "metric"])
+    frame = pd.read_csv(reports / "mine" / "numbers.csv").set_index(["tag", "metric"])
     rank1, ap = frame.loc[("wide", "rank1")], frame.loc[("wide", "map")]
     assert rank1["difference"] == pytest.approx(0.625) and rank1["p"] == 1.0, "one person differs"
     assert ap["difference"] == pytest.approx(0.1) and ap["p"] == pytest.approx(2 / 16)
@@ -481,7 +496,7 @@ def test_several_tests_are_corrected_together(sweep, reports):
     for tag in ("wide", "other_data"):
         _trained(sweep, tag, 3, {"stage1": (0.6, 0.6)}, {"stage1": up})
     write_index(load(study=sweep))
-    frame = pd.read_csv(reports / "mine" / "results.csv").dropna(subset="p")
+    frame = pd.read_csv(reports / "mine" / "numbers.csv").dropna(subset="p")
     assert list(frame["p"]) == pytest.approx([2 / 64] * 4)
     assert list(frame["p_holm"]) == pytest.approx([4 / 64] * 4)
 

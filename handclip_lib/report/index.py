@@ -14,7 +14,7 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.charts import interval_chart
 from handclip_lib.report.page import banner, facts, page, percent_cell, provenance
 from handclip_lib.report.pooled import pooled, pooled_table
-from handclip_lib.report.results import Finished, finished_runs, results, seed_means
+from handclip_lib.report.results import Finished, finished_runs, one_row_each, results, seed_means
 from handclip_lib.report.runs import replace_text, reports_root
 from handclip_lib.report.sweeps import comparison, over_seeds
 from handclip_lib.report.transfers import pooled_transfers, transfers_table
@@ -28,7 +28,8 @@ _THUMB = (380, 260)  # pixels: twice what is shown, for dense screens
 def write_index(p: Params) -> Path:
     """Write a study's index.html and its tables as CSV; returns index.html's path.
 
-    results.csv: every number; means.csv: means over seeds, where there are several; pooled.csv:
+    results.csv: a row a model of a run; numbers.csv: a row a number, with tests between the runs of
+    a sweep; means.csv: means over seeds, where there are several; pooled.csv:
     paired tests over all aspects and seeds together; transfers.csv: chains over all seeds. Every
     number comes from a metrics.json; ValueError when the study has no finished run.
     """
@@ -38,7 +39,8 @@ def write_index(p: Params) -> Path:
         raise ValueError(f"no finished run in {root}; make some: handclip study {p.study}")
     numbers = results(runs)
     means = seed_means(numbers)
-    replace_text(root / "results.csv", _csv(numbers))
+    replace_text(root / "results.csv", _csv(one_row_each(runs)))
+    replace_text(root / "numbers.csv", _csv(numbers))
     if len(means):
         replace_text(root / "means.csv", _csv(means))
     together = pooled(runs)

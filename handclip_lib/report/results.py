@@ -60,6 +60,42 @@ def finished_runs(root: Path) -> list[Finished]:
     return sorted(runs, key=key)
 
 
+def one_row_each(runs: list[Finished]) -> pd.DataFrame:
+    """One row a model of a run: whose it is, its scores in both galleries, what training it took.
+
+    Scores are 0–1: `rank1` … `minp` and their `_low`, `_high` in the own gallery, with `all_` in
+    front among all aspects; `training_…` the facts of its training; `space_…` those of
+    its features; empty where the run says nothing of them.
+    """
+    rows = []
+    for run in runs:
+        m = run.metrics
+        head = {k: m[k] for k in ("study", "seed", "aspect", "notebook", "tag", "data")}
+        tail = {"manifest_sha256": m["manifest_sha256"], "commit": run.stamp["git"]["commit"]}
+        for variant, galleries in m["variants"].items():
+            row = head | {"variant": variant}
+            for gallery, scores in galleries.items():
+                row |= _flat(scores, "" if gallery == "own" else f"{gallery}_")
+            told = {"training": m.get("training", {}), "space": m.get("geometry", {})}
+            for word, of_variant in told.items():
+                facts = of_variant.get(variant, {})
+                plain = {k: v for k, v in facts.items() if not isinstance(v, dict)}
+                row |= {f"{word}_{key}": value for key, value in plain.items()}
+            rows.append(row | tail)
+    return pd.DataFrame(rows)
+
+
+def _flat(scores: dict[str, Any], before: str) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            row[f"{before}{name}"] = value["mean"]
+            row[f"{before}{name}_low"], row[f"{before}{name}_high"] = value["ci95"]
+        else:
+            row[f"{before}{name}"] = value
+    return row
+
+
 def results(runs: list[Finished]) -> pd.DataFrame:
     """One row for each number: study, seed, aspect, notebook, tag, variant, gallery, metric, mean …
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -191,10 +191,7 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
     Raises SplitError that names the persons, where the weights it starts from were taught persons
     who are to be found or held out here. Of a foreign file nobody can tell, which is said.
     """
-    table, manifest = job.table, job.manifest
-    dataset = str(table["dataset"].iloc[0])
-    if dataset in ("own", "drawn"):  # other folders have other persons by the same numbers
-        dataset = f"{dataset} {Path(table.attrs['root']).resolve()}"
+    manifest, dataset = job.manifest, _population(job.table)
     taught: dict[str, list[int]] = {}
     if job.start is not None:
         if is_ours(job.start):
@@ -216,6 +213,19 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
         warnings.warn(words, stacklevel=2)
     mine = manifest.loc[manifest["split"] == "train", "pid"].unique().tolist()
     return taught | {dataset: sorted({*taught.get(dataset, []), *map(int, mine)})}
+
+
+def persons_taught(held: Mapping[str, Any], table: pd.DataFrame) -> set[int]:
+    """Whom of a table's data set the weights of a checkpoint of ours were taught."""
+    return set(held["taught"].get(_population(table), []))
+
+
+def _population(table: pd.DataFrame) -> str:
+    """The data set whose persons a table's numbers count."""
+    dataset = str(table["dataset"].iloc[0])
+    if dataset in ("own", "drawn"):  # other folders have other persons by the same numbers
+        return f"{dataset} {Path(table.attrs['root']).resolve()}"
+    return dataset
 
 
 def _code_sha256() -> str:

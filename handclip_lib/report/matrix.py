@@ -1,0 +1,174 @@
+"""All models of a study in one table, what each cost, and which of them really differ."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from handclip_lib.evaluate.retrieval import METRICS as COLUMNS
+from handclip_lib.evaluate.statistics import holm, paired_test
+from handclip_lib.params import guided_variants, stage2_variants
+from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, saying, styled
+from handclip_lib.report.lineup import STAGE1, Contender
+from handclip_lib.report.plots import GALLERIES, METRICS
+from handclip_lib.report.summary import percent
+from handclip_lib.schema import Params
+from handclip_lib.schema_train import Stage3b, Training
+
+Scores = Mapping[str, Mapping[str, Any]]  # model -> gallery -> `evaluate.protocol.evaluate`'s
+PAIRS = tuple[str, str]
+
+
+def losses_of(p: Params, name: str) -> str:
+    """In words, by what losses the study trains the model of this name; a dash: none of its own."""
+    plain = name.partition(", ")[0]
+    stages: dict[str, Training] = {STAGE1: p.stage1, **stage2_variants(p), **guided_variants(p)}
+    if plain not in stages:
+        return "–"
+    told = stages[plain]
+    words = [loss.type.replace("_", "-") for loss in told.losses]
+    if isinstance(told, Stage3b) and told.text != "none":
+        words.append(f"text ({told.text})")
+    return " + ".join(words)
+
+
+def matrix_table(
+    contenders: Sequence[Contender],
+    scores: Scores,
+    spaces: Mapping[str, Mapping[str, float]],
+    p: Params,
+) -> pd.DataFrame:
+    """A row a model: its losses, scores in both galleries, cost of its training, feature quality.
+
+    scores: per cent with 95 % intervals in the own gallery, mAP by both definitions, and mAP among
+    all aspects; spaces: {model: `evaluate.geometry.geometry`}. Images a second are those of the
+    training; memory is the most that the whole run took.
+    """
+    rows = {}
+    for one in contenders:
+        own, others = scores[one.name]["own"], scores[one.name].get("all")
+        found = {"losses": losses_of(p, one.name)}
+        found |= {label: percent(own[key]) for key, label in METRICS.items()}
+        found["mAP, all aspects"] = percent(others["map"]) if others else "–"
+        space = spaces[one.name]
+        found |= {name: f"{space[name]:.3f}" for name in ("silhouette", "alignment")}
+        rows[one.name] = found | _cost(one)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def _cost(one: Contender) -> dict[str, str]:
+    def told(value: float | None, form: str = ",.0f") -> str:
+        return "–" if value is None else format(value, form)
+
+    trained = one.seconds is not None and one.images is not None
+    rate = one.images / one.seconds if trained and one.seconds else None
+    return {
+        "training (s)": told(one.seconds, ",.1f"),
+        "images/s": told(rate),
+        "parameters trained": told(one.parameters),
+        "memory of the run (MB)": told(one.memory_mb),
+    }
+
+
+def pairwise(
+    queries: Mapping[str, pd.DataFrame], metric: str = "map", seed: int = 0, samples: int = 10_000
+) -> dict[PAIRS, dict[str, Any]]:
+    """{(a, b): test} of every two models on the same queries: b less a, Holm over all pairs.
+
+    queries: {model: `evaluate.protocol.per_query`}; a test is what `paired_test` gives and `holm`.
+    """
+    column = COLUMNS[metric]
+    found = {
+        (a, b): paired_test(
+            queries[a][column], queries[b][column], queries[a]["pid"], samples, seed
+        )
+        for a, b in combinations(queries, 2)
+    }
+    adjusted = holm({f"{a}\n{b}": test["p"] for (a, b), test in found.items()})
+    return {pair: test | {"holm": adjusted["\n".join(pair)]} for pair, test in found.items()}
+
+
+@styled
+def pairwise_heat(tests: Mapping[PAIRS, Mapping[str, Any]], title: str, metric: str) -> Figure:
+    """Every model against every other: points that the row's is above the column's.
+
+    tests: of `pairwise`. Bold, with a star, where the p of all pairs, corrected by Holm, is 0.05 at
+    most.
+    """
+    names = list(dict.fromkeys(name for pair in tests for name in pair))
+    if not names:
+        return saying(title, "there is one model alone: nothing to compare")
+    place = {name: i for i, name in enumerate(names)}
+    points, sure = np.full((len(names),) * 2, np.nan), np.zeros((len(names),) * 2, dtype=bool)
+    for (a, b), test in tests.items():
+        i, j = place[a], place[b]
+        points[j, i], points[i, j] = test["difference"], -test["difference"]
+        sure[i, j] = sure[j, i] = test["holm"] <= 0.05
+    side = 1.6 + 0.52 * len(names)
+    fig, axes = canvas(title, 1, 1, (max(6.5, side + 1.6), max(3.4, side)))
+    ax, reach = axes[0, 0], max(0.01, float(np.nanmax(np.abs(points))))
+    shown = ax.imshow(points, cmap="RdBu", vmin=-reach, vmax=reach)
+    for (i, j), value in np.ndenumerate(points):
+        if i != j:
+            words = f"{100 * value:+.1f}".replace("-", "−") + ("*" if sure[i, j] else "")
+            colour = "white" if abs(value) > 0.65 * reach else INK
+            weight = "bold" if sure[i, j] else "normal"
+            ax.text(
+                j, i, words, ha="center", va="center", fontsize=8, color=colour, fontweight=weight
+            )
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    ax.spines[:].set_visible(False)
+    fig.colorbar(shown, ax=ax, format=PercentFormatter(1.0, 0, ""), pad=0.02).set_label("points")
+    note = f"{metric}: row less column, in points. Bold and *: p of all pairs (Holm) 0.05 at most"
+    fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
+    return fig
+
+
+def ways_table(scores: Mapping[str, Scores], metric: str = "map") -> pd.DataFrame:
+    """A row a way to rank, a column a model and gallery: per cent with 95 % intervals.
+
+    scores: {model: {way: {gallery: scores}}}.
+    """
+    frame = pd.DataFrame(
+        {
+            (name, GALLERIES[gallery]): {
+                way: percent(found[gallery][metric]) for way, found in of_way.items()
+            }
+            for name, of_way in scores.items()
+            for gallery in next(iter(of_way.values()))
+        }
+    )
+    frame.columns.names = ["model", "gallery"]
+    return frame
+
+
+@styled
+def ways_change(scores: Mapping[str, Scores], title: str, gallery: str = "own") -> Figure:
+    """What each way to rank adds to cosine, in points of rank-1 and mAP, a dot a model.
+
+    scores: {model: {way: {gallery: scores}}}, the first way being cosine.
+    """
+    first, *ways = next(iter(scores.values()))
+    fig, axes = canvas(title, 1, 2, (10.0, 1.7 + 0.42 * len(ways)))
+    for ax, metric in zip(axes[0], ("rank1", "map"), strict=True):
+        for i, (name, of_way) in enumerate(scores.items()):
+            base = of_way[first][gallery][metric]["mean"]
+            gains = [of_way[way][gallery][metric]["mean"] - base for way in ways]
+            at = np.arange(len(ways)) + 0.5 * (i / max(1, len(scores) - 1) - 0.5)
+            colour = PALETTE[i % len(PALETTE)]
+            ax.plot(gains, at, "o", color=colour, markersize=6, label=name, alpha=0.9)
+        ax.axvline(0, color=INK, linewidth=1)
+        ax.set_yticks(range(len(ways)), ways)
+        ax.set_ylim(len(ways) - 0.5, -0.5)
+        ax.set_title(METRICS[metric])
+        ax.set_xlabel(f"points above {first}")
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, 0, ""))
+        grid_lines(ax, "x")
+    axes[0, 1].tick_params(labelleft=False)
+    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
