@@ -108,6 +108,11 @@ class Stage1(Training):
     head_epochs: Whole = 5
 
 
+def _listed(value: object) -> object:
+    """A list of losses alone is a variant that differs in them."""
+    return {"losses": value} if isinstance(value, list | tuple) else value
+
+
 class Stage2(Training):
     """Metric losses on stage-1 weights: each variant is a list of losses, from one start."""
 
@@ -117,15 +122,19 @@ class Stage2(Training):
     losses: tuple[LossSpec, ...] = (LossSpec(type="cross_entropy"), LossSpec(type="triplet"))
     variant: Literal["finetuned", "baseline"] = "finetuned"  # baseline: evaluate, train nothing
     resume_from: Text = ""  # a weights file; empty: stage 1 of the study, made when missing
-    # By name: files of params/losses/, or lists written here; none: `losses` alone
-    variants: dict[str, tuple[LossSpec, ...]] = {}
+    # comparator: MBA-Net of `comparator`, from its own weights in place of those of stage 1
+    tower: Literal["study", "comparator"] = "study"
+    # By name: files of params/losses/, or lists of losses, or what differs from these settings,
+    # written here; none: `losses` alone
+    variants: dict[str, Annotated[dict[str, Any], BeforeValidator(_listed)]] = {}
     save_dir: Text = ""  # where the weights go, too
 
 
 class Adapt(Node):
     """What is put on an image tower, frozen or training.
 
-    Side information and LoRA change nothing at the start; prompts and overlapping patches do.
+    Side information, LoRA and attention change nothing at the start; prompts and overlapping
+    patches do; parts leave the tower alone and join its `pool`.
     """
 
     view: Literal["none", "aspect", "camera"] = "none"  # side information (SIE), by this column
@@ -135,6 +144,10 @@ class Adapt(Node):
     prompt_dropout: Annotated[float, BeforeValidator(no_bool), Field(ge=0, lt=1)] = 0.0
     lora: Whole = 0  # rank of LoRA on attention and MLP; 0: none
     stride: Count | None = None  # of the patches; less than their size: they overlap (OLP)
+    attention: Literal["none", "channel", "spatial", "self"] = "none"  # before the last stage
+    parts: Literal["none", "pcb", "mgn", "jpm"] = "none"
+    part_grid: tuple[Count, Count] = (3, 1)  # pcb: rows and columns of the map
+    part_scale: Amount | None = None  # of each part in `pool`; None: as its paper tests it
 
 
 class Stage3a(Loop):

@@ -20,7 +20,7 @@ from torch import nn
 from handclip_lib import params
 from handclip_lib.data.atomic import write_whole
 from handclip_lib.data.preprocess import Preprocess
-from handclip_lib.models import files, resize, weights
+from handclip_lib.models import comparator, files, resize, weights
 from handclip_lib.models.adapters import Adapter, attach
 from handclip_lib.models.foreign import kind_of, load_foreign
 from handclip_lib.models.weights import CONFIG, Source, WeightsError
@@ -46,11 +46,10 @@ def save_checkpoint(
     own; beside it: `model` (how it was asked for), `tokenizer`, `model_cfg`, `quick_gelu`, `grid`
     (height, width of the table of positions), `preprocess`, `params`, `parent` (sha256 of the
     weights it started from), `sha256` (its own), `key` (fingerprint of what made it), `adapter`
-    (`told`, `views` and its `state`, or None; LoRA's matrices are in `state_dict`, by torch's names
-    for parametrised weights), and what is in `extra`. Raises TypeError on parameters that are not
-    plain, ValueError on an `extra` that would replace one of these.
+    (`told`, `views` and its `state`, or None; LoRA's matrices are in `state_dict`), and `extra`.
+    Raises TypeError on parameters that are not plain, ValueError on an `extra` that replaces one.
     """
-    tokenizer = encoder.tokenizer_name
+    tokenizer, adapter = encoder.tokenizer_name, encoder.adapter
     held: dict[str, Any] = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -64,8 +63,8 @@ def save_checkpoint(
         "parent": parent,
         "sha256": encoder.weights_sha256,
         "key": key,
-        "state_dict": {n: v.detach().cpu() for n, v in encoder.model.state_dict().items()},
-        "adapter": None if encoder.adapter is None else _described(encoder.adapter),
+        "state_dict": _tensors(encoder.model),
+        "adapter": adapter and adapter.settings | {"state": _tensors(adapter)},
     }
     if extra and held.keys() & extra.keys():
         raise ValueError(f"extra: {sorted(held.keys() & extra.keys())} are the file's own")
@@ -148,15 +147,19 @@ def source_of(held: Mapping[str, Any]) -> Source:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / CONFIG, text.encode())
     build = f"local-dir:{folder}"
-    name, tokenizer = held["model"], held["tokenizer"] or build
+    name, tokenizer = held["model"], held["tokenizer"] or ("" if "mba" in cfg else build)
     return Source(name, build, tokenizer, held["model_cfg"], None, held["preprocess"])
 
 
-def rebuild(source: Source, held: Mapping[str, Any]) -> tuple[open_clip.CLIP, Adapter | None]:
+def rebuild(source: Source, held: Mapping[str, Any]) -> tuple[nn.Module, Adapter | None]:
     """The checkpoint's model, at the image size that it was saved at, and its adapter.
 
     source: of `source_of`.
     """
+    if "mba" in held["model_cfg"]:
+        net = comparator.build(held["model_cfg"])
+        _fill(net, held, None)
+        return net, None
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip would say that the weights are random
     try:
@@ -168,21 +171,23 @@ def rebuild(source: Source, held: Mapping[str, Any]) -> tuple[open_clip.CLIP, Ad
     return model, adapter
 
 
-def _described(adapter: Adapter) -> dict[str, Any]:
-    state = {name: value.detach().cpu() for name, value in adapter.state_dict().items()}
-    return adapter.settings | {"state": state}
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu() for name, value in module.state_dict().items()}
 
 
 def _attached(visual: nn.Module, held: Mapping[str, Any]) -> Adapter | None:
     """The adapter that a checkpoint tells of, on the tower, before its tensors are loaded."""
     told = held.get("adapter")  # the first files have no such key
+    if told:  # an attention has tables for the size of its map
+        resize.set_image_size(visual, tuple(held["preprocess"]["size"]))
     return attach(visual, Adapt(**told["told"]), told["views"]) if told else None
 
 
 def _check_adapter(held: Mapping[str, Any], adapter: Adapter | None, path: Path) -> None:
     """Raise WeightsError where an encoder's adapter is not the one of the file that is loaded."""
-    told = held.get("adapter")
-    if adapter is None or (told and {k: told[k] for k in ("told", "views")} == adapter.settings):
+    told = held.get("adapter") or {}
+    same = told and adapter and Adapt(**told["told"]) == adapter.told
+    if adapter is None or (same and tuple(told["views"]) == adapter.views):
         return
     raise WeightsError(
         f"{path} has {'another' if told else 'no'} adapter, the encoder has one already: load the"
@@ -190,7 +195,7 @@ def _check_adapter(held: Mapping[str, Any], adapter: Adapter | None, path: Path)
     )
 
 
-def _fill(model: open_clip.CLIP, held: Mapping[str, Any], adapter: Adapter | None) -> None:
+def _fill(model: nn.Module, held: Mapping[str, Any], adapter: Adapter | None) -> None:
     """Load the tensors; the model then has the image size that they were saved at."""
     visual, size = model.visual, tuple(held["preprocess"]["size"])
     if isinstance(visual, TimmModel) and resize.native_size(visual) == size:

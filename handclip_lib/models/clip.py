@@ -11,33 +11,34 @@ from typing import Any
 import open_clip
 import pandas as pd
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transform import PreprocessCfg
 from torch import nn
 
 from handclip_lib.data.preprocess import Preprocess
-from handclip_lib.models import checkpoint, files, resize, towers, weights
+from handclip_lib.models import checkpoint, comparator, files, resize, towers, weights
 from handclip_lib.models.adapters import Adapter
+from handclip_lib.models.parts import part_widths
 from handclip_lib.models.towers import Features
 from handclip_lib.models.weights import Source, WeightsError
 from handclip_lib.params import ParamError
-from handclip_lib.schema import Model, Params
+from handclip_lib.schema import Comparator, Model, Params
 
 
 class Encoder(nn.Module):
     """An open_clip model with the preprocessing that belongs to it. Weights are float32.
 
     name: how it was asked for; tokenizer_name: by what open_clip finds its tokenizer; preprocess:
-    from photograph to input; dims: width of penult, pool and proj; model_cfg: open_clip's
-    description of the architecture, at the size it has now; adapter: what `models.adapters.adapt`
-    put on the image tower, or None.
+    from photograph to input; model_cfg: open_clip's description of the architecture, at the size
+    it has now; adapter: what `models.adapters.adapt` put on the image tower, or None.
     """
 
-    model: open_clip.CLIP  # or CustomTextCLIP or CoCa, which have the same face
+    model: Any  # open_clip.CLIP; CustomTextCLIP or CoCa, with the same face; or MBA-Net, no text
     adapter: Adapter | None
 
     def __init__(
         self,
-        model: open_clip.CLIP,
+        model: nn.Module,
         preprocess: Preprocess,
         source: Source,
         model_cfg: dict[str, Any],
@@ -48,7 +49,7 @@ class Encoder(nn.Module):
         self.adapter = None
         self.name = source.name
         self.model_cfg = model_cfg
-        self.dims = towers.widths(model.visual, preprocess.size)
+        self._widths = towers.widths(model.visual, preprocess.size)
         self.tokenizer_name = source.tokenizer
         self._tokenizer: Any = None
 
@@ -57,6 +58,13 @@ class Encoder(nn.Module):
         """The image tower."""
         visual: nn.Module = self.model.visual
         return visual
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width of penult, pool and proj, and of further features that the tower has, by name."""
+        if self.adapter is None:
+            return dict(self._widths)
+        return self._widths | part_widths(self.adapter.told, self._widths["pool"])
 
     @property
     def quick_gelu(self) -> bool:
@@ -88,7 +96,7 @@ class Encoder(nn.Module):
         if codes is not None and (self.adapter is None or self.adapter.sie is None):
             raise ValueError("codes: this tower is told no views")
         if self.adapter is not None:
-            self.adapter.codes = codes
+            return self.adapter.features(self.visual, images, codes)
         return towers.features(self.visual, images)
 
     def forward(self, images: torch.Tensor, codes: torch.Tensor | None = None) -> Features:
@@ -111,6 +119,8 @@ class Encoder(nn.Module):
     @property
     def tokenizer(self) -> Any:
         """open_clip's tokenizer of this model: list of texts -> int (N, context)."""
+        if not self.tokenizer_name:
+            raise WeightsError(f"{self.name} knows images alone, and no texts")
         if self._tokenizer is None:
             try:
                 self._tokenizer = open_clip.get_tokenizer(self.tokenizer_name)
@@ -180,6 +190,35 @@ def load_towers(p: Params) -> dict[str, Encoder]:
 def encoder_of(told: Model) -> Encoder:
     """The encoder that a `model` branch describes."""
     return load_encoder(told.name, told.pretrained, told.image_size, told.fit, told.mirror_left)
+
+
+def load_comparator(told: Comparator) -> Encoder:
+    """MBA-Net as an encoder of images alone, in eval mode on the CPU.
+
+    Its `pool` is the global branch, its `proj` the two with attention, so that [pool, proj] is the
+    published feature. Raises WeightsError, FileNotFoundError or ConnectionError with what to do,
+    ParamError on a backbone that is no ResNet.
+    """
+    if told.backbone == comparator.RESNET50:
+        backbone, vision = comparator.resnet50(told.pretrained), {}
+        usual: dict[str, Any] = comparator.USUAL
+    else:
+        tower = load_encoder(told.backbone, told.pretrained)
+        if not isinstance(tower.visual, ModifiedResNet):
+            raise ParamError(
+                f"comparator.backbone: {told.backbone} is no ResNet of open_clip; take resnet50,"
+                " RN50-quickgelu or tiny_rn"
+            )
+        backbone, vision = tower.visual, tower.model_cfg["vision_cfg"]
+        usual = tower.preprocess.as_dict()
+    size = (told.image_size, told.image_size)
+    cfg = comparator.described(told, vision)
+    pixels = Preprocess(
+        size, told.fit, tuple(usual["mean"]), tuple(usual["std"]), usual["interpolation"],
+        told.mirror_left,
+    )  # fmt: skip
+    model = comparator.build(cfg, backbone)
+    return Encoder(model.eval(), pixels, Source("mba", "", "", cfg, None), cfg).eval()
 
 
 def _build(source: Source) -> open_clip.CLIP:

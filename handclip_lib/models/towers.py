@@ -1,5 +1,7 @@
 """One forward through an open_clip image tower gives all features that losses and metrics use."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from handclip_lib.models import resize
+from handclip_lib.models.mba import BRANCHES, MBANet
 
 
 class Features(NamedTuple):
@@ -16,7 +19,8 @@ class Features(NamedTuple):
 
     penult (B, W'): one stage before the last, for triplet losses; pool (B, W): the last stage
     pooled; proj (B, E): the joint space with text, equal to the tower's own output; tokens
-    (B, N, W): the last stage's map, row by row; grid: its (height, width), N = height · width.
+    (B, N, W): the last stage's map, row by row; grid: its (height, width), N = height · width;
+    parts: by name (B, W') what `models.parts` adds to `pool`, or MBA-Net's branches; else empty.
     Choice of the three: CLIP-ReID, Li et al. 2023, arXiv:2211.13977.
     """
 
@@ -25,6 +29,7 @@ class Features(NamedTuple):
     proj: torch.Tensor
     tokens: torch.Tensor
     grid: tuple[int, int]
+    parts: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 def features(visual: nn.Module, images: torch.Tensor) -> Features:
@@ -35,11 +40,16 @@ def features(visual: nn.Module, images: torch.Tensor) -> Features:
         return _resnet(visual, images)
     if isinstance(visual, TimmModel):
         return _timm(visual, images)
+    if isinstance(visual, MBANet):
+        return _mba(visual, images)
     raise TypeError(f"unknown kind of tower: {type(visual).__name__}")
 
 
 def widths(visual: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Width of penult, pool and proj. `size`: (height, width), for towers that must be tried."""
+    """Width of penult, pool and proj, and of MBA-Net's branches by name.
+
+    size: (height, width), for towers that must be tried.
+    """
     if isinstance(visual, VisionTransformer):
         width = visual.class_embedding.shape[0]
         pool = visual.ln_post.normalized_shape[0]
@@ -47,6 +57,10 @@ def widths(visual: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     if isinstance(visual, ModifiedResNet):
         pool = visual.attnpool.k_proj.in_features
         return {"penult": pool // 2, "pool": pool, "proj": visual.output_dim}
+    if isinstance(visual, MBANet):
+        both = visual.dims["spatial"] + visual.dims["channel"]
+        own = {"penult": visual.dims["layer3"], "pool": visual.dims["global"], "proj": both}
+        return own | {name: visual.dims[name] for name in BRANCHES}
     with torch.inference_mode():
         tried = features(visual, torch.zeros(1, 3, *size))
     return {name: getattr(tried, name).shape[1] for name in ("penult", "pool", "proj")}
@@ -92,3 +106,14 @@ def _timm(visual: TimmModel, images: torch.Tensor) -> Features:
     grid = (last.shape[2], last.shape[3])
     tokens = last.flatten(2).transpose(1, 2)
     return Features(stages[0].mean((2, 3)), pool.flatten(1), proj, tokens, grid)
+
+
+def _mba(net: MBANet, images: torch.Tensor) -> Features:
+    """pool: the global branch; proj: the spatial and the channel branch, side by side."""
+    told = net(images)
+    last = told["map"]  # (B, W, h, w)
+    proj = torch.cat([told["spatial"], told["channel"]], dim=1)
+    parts = {name: told[name] for name in BRANCHES}
+    grid = (last.shape[2], last.shape[3])
+    tokens = last.flatten(2).transpose(1, 2)
+    return Features(told["layer3"], told["global"], proj, tokens, grid, parts)

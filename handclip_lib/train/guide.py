@@ -127,7 +127,7 @@ def check_guide(guide: Guide, dims: Mapping[str, int], num_ids: int) -> None:
     labels = torch.arange(min(num_ids, 4)).repeat_interleave(2)
     rows = len(labels)
     made = {n: torch.randn(rows, w, generator=rng) for n, w in dims.items() if n != FUSED}
-    tokens = torch.randn(rows, 4, dims["pool"], generator=rng)
+    tokens = torch.randn(rows, 4, dims.get("whole", dims["pool"]), generator=rng)
     made["proj"].requires_grad_()
     told = Features(made["penult"], made["pool"], made["proj"], tokens, (2, 2))
     modes = [(part, part.training) for part in guide.modules()]

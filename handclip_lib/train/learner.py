@@ -68,7 +68,7 @@ class Learner(nn.Module):
         soft, clean: as the criterion takes them; codes: (B,) what the adapter is told of them.
         """
         told = self.tower(images, codes)
-        features: dict[str, Any] = told._asdict()
+        features: dict[str, Any] = told._asdict() | dict(told.parts)
         terms: dict[str, torch.Tensor] = {}
         if self.guide is not None:
             more, terms = self.guide(told, labels, clean)
@@ -81,9 +81,9 @@ class Learner(nn.Module):
 
     def tower(self, images: torch.Tensor, codes: torch.Tensor | None = None) -> Features:
         """The tower's features of normalised images (B, 3, H, W)."""
-        if self.adapter is not None:
-            self.adapter.codes = codes
         forward = self.features if self.training else towers.features  # one compiled mode is enough
+        if self.adapter is not None:
+            return self.adapter.features(self.visual, images, codes, forward)
         return forward(self.visual, images)
 
     @property
@@ -175,7 +175,8 @@ def encode(
             with fabric.autocast():
                 told = learner.tower(preprocess.normalise(data.pixels[at]), codes)
                 more = {} if learner.guide is None else learner.guide.more(told)
-            for name, z in ({n: getattr(told, n) for n in _NAMES} | more).items():
+            found = {n: getattr(told, n) for n in _NAMES} | dict(told.parts) | more
+            for name, z in found.items():
                 parts.setdefault(name, []).append(z.float())
     return {name: torch.cat(blocks) for name, blocks in parts.items()}
 
