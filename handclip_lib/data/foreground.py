@@ -27,6 +27,30 @@ def find_hand(picture: Image.Image) -> Found | None:
     (colour = a + b·x + c·y): it follows uneven light and drops the pixels that do not fit.
     Threshold: Otsu 1979 on the distance from that plane.
     """
+    seen = _blob(picture)
+    if seen is None:
+        return None
+    blob, background = seen
+    rows, columns = ndimage.find_objects(blob)[0]
+    x, y = picture.width / blob.shape[1], picture.height / blob.shape[0]
+    box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)
+    return Found(box, background)
+
+
+def hand_mask(picture: Image.Image) -> np.ndarray | None:
+    """(h, w) float32, 0 to 1: `find_hand`'s blob at the picture's size, edges soft by its pixels.
+
+    Arm and sleeve are part of it. None where `find_hand` finds nothing.
+    """
+    seen = _blob(picture)
+    if seen is None:
+        return None
+    small = Image.fromarray(seen[0].astype(np.float32))
+    return np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR))
+
+
+def _blob(picture: Image.Image) -> tuple[np.ndarray, tuple[int, int, int]] | None:
+    """The foreground as 0 and 1, int (h, w) at the working size, and the background's colour."""
     scale = min(1.0, _WORK / max(picture.size))
     small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     rgb = np.asarray(picture.resize(small, Image.Resampling.BOX), dtype=np.float64)  # (h, w, 3)
@@ -45,10 +69,8 @@ def find_hand(picture: Image.Image) -> Found | None:
     sizes = np.bincount(blobs.ravel())[1:]
     if not _AREA[0] <= sizes.max() / blobs.size <= _AREA[1]:
         return None
-    rows, columns = ndimage.find_objects(blobs)[int(sizes.argmax())]
-    x, y = picture.width / width, picture.height / height
-    box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)
-    return Found(box, _rounded(np.median(rgb[distance <= threshold], axis=0)))
+    largest = (blobs == sizes.argmax() + 1).astype(int)
+    return largest, _rounded(np.median(rgb[distance <= threshold], axis=0))
 
 
 def border_colour(picture: Image.Image) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from handclip_lib.data.foreground import border_colour, find_hand
+from handclip_lib.data.foreground import Found, border_colour, find_hand
 
 FITS = ("squash", "pad", "hand")
 MARGIN = 0.05  # of the hand's longer side, on each side of the crop
@@ -52,15 +52,29 @@ class Preprocess:
     def fit_image(self, image: Image.Image) -> tuple[np.ndarray, bool]:
         """uint8 (H, W, 3) RGB, and whether the hand was found (True for the other fits)."""
         picture = to_rgb(image)
-        if self.fit == "squash":
+        place = self._place(picture)
+        if place is None:
             return self._resized(picture), True
-        if self.fit == "hand":
-            found = find_hand(picture)
-            if found is not None:
-                return self._resized(_window(picture, found.box, found.background, self.size)), True
-        whole = (0, 0, picture.width, picture.height)
-        padded = _window(picture, whole, border_colour(picture), self.size, margin=0.0)
-        return self._resized(padded), self.fit == "pad"
+        found, margin = place
+        window = _window(picture, found.box, found.background, self.size, margin)
+        return self._resized(window), self.fit == "pad" or margin > 0  # around a found hand
+
+    def fit_mask(self, image: Image.Image, mask: np.ndarray) -> np.ndarray:
+        """(H, W) float32, 0 to 1: a mask of the photograph, moved as `fit_image` moves it.
+
+        mask: (h, w), 0 to 1, over the upright photograph; what lies outside the photograph is 0.
+        Raises ValueError on a mask of another size.
+        """
+        picture = to_rgb(image)
+        if mask.shape != (picture.height, picture.width):
+            raise ValueError(
+                f"mask: {mask.shape} over a photograph of {(picture.height, picture.width)}"
+            )
+        layer = Image.fromarray(np.ascontiguousarray(mask, dtype=np.float32))
+        place = self._place(picture)
+        if place is not None:
+            layer = _window(layer, place[0].box, 0, self.size, place[1])
+        return self._resized(layer).clip(0, 1)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) with the model's mean and std, any device."""
@@ -95,6 +109,15 @@ class Preprocess:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
         return cls(**plain)
 
+    def _place(self, picture: Image.Image) -> tuple[Found, float] | None:
+        """What the input shows, and the margin around it: 0 for all; None: squash, as it is."""
+        if self.fit == "squash":
+            return None
+        found = find_hand(picture) if self.fit == "hand" else None
+        if found is not None:
+            return found, MARGIN
+        return Found((0, 0, picture.width, picture.height), border_colour(picture)), 0.0
+
     def _resized(self, picture: Image.Image) -> np.ndarray:
         height, width = self.size
         return np.array(picture.resize((width, height), _FILTERS[self.interpolation]))
@@ -121,9 +144,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _window(
     picture: Image.Image,
     box: tuple[float, float, float, float],
-    background: tuple[int, int, int],
+    background: tuple[int, int, int] | int,
     size: tuple[int, int],
-    margin: float = MARGIN,
+    margin: float,
 ) -> Image.Image:
     """The smallest window of the size's proportions around `box` (left, top, right, bottom).
 
@@ -134,7 +157,7 @@ def _window(
     scale = max((right - left + room) / size[1], (bottom - top + room) / size[0])
     width, height = max(1, round(scale * size[1])), max(1, round(scale * size[0]))
     x, y = round((left + right - width) / 2), round((top + bottom - height) / 2)
-    canvas = Image.new("RGB", (width, height), background)
+    canvas = Image.new(picture.mode, (width, height), background)
     inside = (max(x, 0), max(y, 0), min(x + width, picture.width), min(y + height, picture.height))
     canvas.paste(picture.crop(inside), (inside[0] - x, inside[1] - y))
     return canvas

@@ -35,7 +35,7 @@ class Store:
     """Pixels of a table's images at one size and fit. `images` are the names, `root` their folder.
 
     key: hash of root, names, file sizes, times of change, fit and what is mirrored; cache: the
-    folder of all caches.
+    folder of all caches; mirrored: the images that are.
     """
 
     root: Path
@@ -44,7 +44,7 @@ class Store:
     key: str
     cache: Path
     _rows: dict[str, int] = field(repr=False)
-    _mirrored: frozenset[str] = field(repr=False)  # images
+    mirrored: frozenset[str] = field(repr=False)
     table: pd.DataFrame = field(repr=False)  # what else is known of them, a row each
     _asked: np.ndarray = field(repr=False)  # bool (N,): what this object was asked for
 
@@ -123,7 +123,7 @@ class Store:
             pixels, found = decode(self.root / name, self.preprocess)
         except _UNREADABLE as error:
             return f"{type(error).__name__}: {error}"
-        return (np.ascontiguousarray(pixels[:, ::-1]) if name in self._mirrored else pixels), found
+        return (np.ascontiguousarray(pixels[:, ::-1]) if name in self.mirrored else pixels), found
 
 
 def open_store(table: pd.DataFrame, preprocess: Preprocess, cache: Path | None = None) -> Store:

@@ -1,7 +1,7 @@
 """Hands drawn by a program, in the layout of 11k Hands: nobody's biometrics, any number."""
 
-from handclip_lib.data.drawn.dataset import draw_dataset
-from handclip_lib.data.drawn.draw import draw_hand
+from handclip_lib.data.drawn.dataset import draw_dataset, masks_of
+from handclip_lib.data.drawn.draw import draw_hand, draw_mask
 from handclip_lib.data.drawn.person import (
     Person,
     caption_attributes,
@@ -14,6 +14,8 @@ __all__ = [
     "caption_attributes",
     "draw_dataset",
     "draw_hand",
+    "draw_mask",
     "make_person",
+    "masks_of",
     "person_seed",
 ]

@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data.atomic import write_whole
-from handclip_lib.data.drawn.draw import draw_hand
+from handclip_lib.data.drawn.draw import draw_hand, draw_mask
 from handclip_lib.data.drawn.person import Person, make_person, person_seed, stream
 
 GENERATOR = 1  # raise it whenever a pixel changes: a folder of another version is refused
@@ -116,6 +116,23 @@ def plan(persons: int, seed: int, shots: tuple[int, int]) -> list[Picture]:
                     Picture(pid, person, aspect, shot, number, shot >= plain, polish, irregular)
                 )
     return rows
+
+
+def masks_of(root: Path, images: Sequence[str]) -> list[np.ndarray]:
+    """Where the hand is in pictures of a drawn set: (H, W) float32 each, as `draw_mask` says.
+
+    images: names as in the table; nothing is stored. Raises FileNotFoundError where root is no
+    drawn set, ValueError on another generator's and on names that the set has not.
+    """
+    spec = json.loads((root / MARKER).read_text(encoding="utf-8"))
+    if spec["generator"] != GENERATOR:
+        raise ValueError(f"{root} was drawn by another generator: {spec}; draw it again")
+    rows = {row.name: row for row in plan(spec["persons"], spec["seed"], tuple(spec["shots"]))}
+    unknown = [image for image in images if Path(image).name not in rows]
+    if unknown:
+        raise ValueError(f"{root} has no picture {unknown[0]} ({len(unknown)} unknown)")
+    told = [rows[Path(image).name] for image in images]
+    return [draw_mask(r.person, r.aspect, r.shot, accessories=r.accessories) for r in told]
 
 
 def _is_done(root: Path, spec: dict[str, object]) -> bool:

@@ -1,0 +1,234 @@
+"""Figures of what a model looks at, and of the pairs of photographs that decide an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
+from PIL import Image
+
+from handclip_lib.report.canvas import BAD, GOOD, INK, PALETTE, blank, canvas, grid_lines, styled
+from handclip_lib.report.galleries import Pixels
+
+_COLOURS = "inferno"
+_VEIL = 0.62  # of a map over its photograph
+
+
+@styled
+def map_grid(
+    pixels: npt.ArrayLike,
+    maps: Mapping[str, npt.NDArray[np.floating]],
+    title: str,
+    names: Sequence[str] = (),
+    notes: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Photographs in the first row, below them a row a kind of map, laid over them in grey.
+
+    pixels: (N, H, W, 3) uint8; maps: {kind: (N, h, w)} >= 0, each map coloured from 0 to its own
+    largest value: colours of two photographs are not on one scale. names: above each photograph;
+    notes: {kind: a line under each of its maps}.
+    """
+    pictures = np.asarray(pixels)
+    count = len(pictures)
+    cell = min(1.7, 9.0 / count)
+    tall = cell * pictures.shape[1] / pictures.shape[2]
+    told = notes or {}
+    size = (max(5.0, cell * count + 0.9), 0.75 + (tall + 0.08) * (len(maps) + 1) + 0.2 * len(told))
+    fig, axes = canvas(title, len(maps) + 1, count, size)
+    for at, ax in enumerate(axes[0]):
+        _bare(ax, pictures[at])
+        ax.set_title(names[at] if len(names) else "", fontsize=8, pad=3, loc="center")
+    for line, (kind, values) in zip(axes[1:], maps.items(), strict=True):
+        for at, ax in enumerate(line):
+            _veiled(ax, pictures[at], values[at])
+            if kind in told:
+                ax.set_xlabel(told[kind][at], fontsize=8, labelpad=2)
+    for ax, word in zip(axes[:, 0], ("photograph", *maps), strict=True):
+        ax.set_ylabel(word, fontsize=9)
+    return fig
+
+
+@styled
+def pair_board(
+    pixels: npt.ArrayLike,
+    maps: npt.NDArray[np.floating],
+    evidence: pd.DataFrame,
+    title: str,
+    names: Sequence[str] = ("query", "gallery"),
+    note: str = "",
+) -> Figure:
+    """Two photographs with the places that answer each other joined by lines, and both maps.
+
+    pixels: (2, H, W, 3) uint8; maps: (2, h, w) >= 0, of each photograph with the other as its
+    reference, on the grid of `evidence`; evidence: as `evaluate.saliency.pair_evidence` gives it;
+    note: what else is known (cosine, change when the top places are blanked), set below.
+    """
+    pictures = np.asarray(pixels)
+    tall = 2.5 * pictures.shape[1] / pictures.shape[2]
+    fig, axes = canvas(title, 1, 4, (10.2, tall + (1.2 if note else 0.9)))
+    grid = (maps.shape[1], maps.shape[2])
+    for k in range(2):
+        _bare(axes[0, k], pictures[k])
+        axes[0, k].set_title(names[k], fontsize=9, pad=3)
+        _veiled(axes[0, 2 + k], pictures[k], maps[k])
+        axes[0, 2 + k].set_title(f"raises the cosine, {names[k]}", fontsize=9, pad=3)
+    for at, row in enumerate(evidence.to_dict("records")):
+        _join(axes[0, 0], axes[0, 1], row, grid, pictures.shape[1:3], PALETTE[at % 7])
+    axes[0, 0].set_xlabel(_counted(evidence["similarity"]), fontsize=8, loc="left")
+    if note:
+        fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
+    return fig
+
+
+@styled
+def hardest_pairs(
+    pairs: pd.DataFrame, pixels: Pixels, title: str, most: int = 5, threshold: float | None = None
+) -> Figure:
+    """The most alike photographs of different persons, and the least alike ones of one person.
+
+    pairs: columns `query, pid, gallery, gallery_pid, similarity`, a row a pair; pixels: e.g.
+    `store.pixels`, called once with what is shown. Each person (each two, where they differ) is
+    shown once, by the worst pair. threshold: the similarity from which a pair is taken for one
+    person; pairs on its wrong side have a red frame.
+    """
+    same = pairs["pid"] == pairs["gallery_pid"]
+    rows = {
+        "different persons,\nmost alike": _worst(pairs[~same], most, falling=True),
+        "same person,\nleast alike": _worst(pairs[same], most, falling=False),
+    }
+    shown = pd.concat(rows.values())
+    images = list(dict.fromkeys([*shown["query"], *shown["gallery"]]))
+    pictures = dict(zip(images, np.asarray(pixels(images)), strict=True))
+    count = max(len(part) for part in rows.values())
+    fig, axes = canvas(title, 2, max(1, count), (max(6.0, 1.9 * count + 0.8), 3.3))
+    for line, (word, part) in zip(axes, rows.items(), strict=True):
+        for ax, row in zip(line, part.to_dict("records"), strict=False):
+            alike = row["similarity"]
+            genuine = row["pid"] == row["gallery_pid"]
+            wrong = threshold is not None and (alike >= threshold) != genuine
+            both = [pictures[row["query"]], pictures[row["gallery"]]]
+            _bare(ax, np.concatenate([both[0], np.full_like(both[0][:, :3], 255), both[1]], 1))
+            ax.spines[:].set(visible=wrong, color=BAD, linewidth=2)
+            who = f"{row['pid']}" if genuine else f"{row['pid']} and {row['gallery_pid']}"
+            ax.set_title(who, fontsize=8, pad=3, loc="center")
+            ax.set_xlabel(f"{alike:.3f}".replace("-", "−"), fontsize=8, labelpad=3)
+        line[0].set_ylabel(word, fontsize=9)
+        blank(line[max(1, len(part)) :])
+    return fig
+
+
+@styled
+def randomisation(
+    agreements: Mapping[str, Mapping[str, npt.NDArray[np.floating]]], title: str
+) -> Figure:
+    """How alike maps stay while the tower's weights are lost, from the output to the pixels.
+
+    agreements: {kind of map: {stage lost last: (N,) rank correlations with the map of the whole
+    tower}}, of `evaluate.faithfulness.randomised` and `agreement`. Lines are means, dots images.
+    """
+    fig, axes = canvas(title, 1, 1, (7.5, 3.6))
+    ax = axes[0, 0]
+    stages = list(next(iter(agreements.values())))
+    for at, (kind, of) in enumerate(agreements.items()):
+        values = [np.asarray(of[stage], dtype=float) for stage in stages]
+        means = [float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for v in values]
+        place = np.arange(1, len(stages) + 1) + 0.12 * (at - (len(agreements) - 1) / 2)
+        for x, dots in zip(place, values, strict=True):
+            ax.plot(np.full(len(dots), x), dots, ".", color=PALETTE[at], alpha=0.35, markersize=4)
+        ax.plot([0, *place], [1, *means], "o-", color=PALETTE[at], markersize=5, label=kind)
+    ax.axhline(0, color=INK, linewidth=1)
+    ax.set_xticks(range(len(stages) + 1), ["as\nlearned", *(s.replace(" ", "\n") for s in stages)])
+    ax.set(ylim=(-1.05, 1.05), ylabel="rank correlation", xlabel="weights in random order up to")
+    grid_lines(ax)
+    ax.legend(loc="lower left")
+    return fig
+
+
+@styled
+def deletions(
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str, share: float
+) -> Figure:
+    """Change of the cosine when a map's top places are blanked, beside random and lowest ones.
+
+    scores: {kind of map: what `evaluate.faithfulness.faithfulness` gives}; share: of the places
+    that were blanked. Bars are means with 95 % intervals over persons.
+    """
+    fig, axes = canvas(title, 1, 1, (7.0, 3.4))
+    ax, names = axes[0, 0], ("top", "random", "lowest")
+    for at, name in enumerate(names):
+        place = np.arange(len(scores)) + 0.27 * (at - 1)
+        mean = np.array([of[name]["mean"] for of in scores.values()])
+        low, high = np.array([of[name]["ci95"] for of in scores.values()]).T
+        colour = (BAD, PALETTE[6], GOOD)[at]
+        ax.bar(place, mean, 0.25, color=colour, label=f"{name} {100 * share:.0f} %")
+        # an interval of few persons need not hold the mean
+        error = np.maximum([mean - low, high - mean], 0)
+        ax.errorbar(place, mean, error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    ax.axhline(0, color=INK, linewidth=1)
+    ax.set_xticks(range(len(scores)), list(scores))
+    ax.set_ylabel("change of the cosine")
+    grid_lines(ax)
+    ax.legend(loc="lower right", ncols=3)
+    return fig
+
+
+def _counted(found: pd.Series) -> str:
+    if found.empty:
+        return "no place agrees"
+    span = sorted({f"{value:.2f}".replace("-", "−") for value in (found.min(), found.max())})
+    return f"{len(found)} place{'s agree' if len(found) > 1 else ' agrees'}, cosine " + (
+        " to ".join(span)
+    )
+
+
+def _worst(pairs: pd.DataFrame, most: int, falling: bool) -> pd.DataFrame:
+    """The first pair of each one or two persons; equals in the order of names, on any machine."""
+    keys = ["similarity", "query", "gallery"]
+    ranked = pairs.sort_values(keys, ascending=[not falling, True, True])
+    low, high = (
+        ranked[["pid", "gallery_pid"]].min(axis=1),
+        ranked[["pid", "gallery_pid"]].max(axis=1),
+    )
+    return ranked[~pd.DataFrame({"low": low, "high": high}).duplicated()].head(most)
+
+
+def _bare(ax: Axes, picture: np.ndarray) -> None:
+    ax.imshow(picture)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+
+
+def _veiled(ax: Axes, picture: np.ndarray, values: npt.NDArray[np.floating]) -> None:
+    """A map, smoothed between its places, over the photograph in grey."""
+    height, width = picture.shape[:2]
+    layer = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    smooth = np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC)).clip(min=0)
+    _bare(ax, np.asarray(Image.fromarray(picture).convert("L").convert("RGB")))
+    ax.imshow(smooth, cmap=_COLOURS, alpha=_VEIL, vmin=0, vmax=max(float(smooth.max()), 1e-12))
+
+
+def _join(
+    left: Axes,
+    right: Axes,
+    row: Mapping[Any, Any],
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    colour: str,
+) -> None:
+    """Frame a place on each photograph, and a line between the two."""
+    tall, wide = size[0] / grid[0], size[1] / grid[1]
+    middles = []
+    for ax, side in ((left, "query"), (right, "gallery")):
+        x, y = row[f"{side}_column"] * wide - 0.5, row[f"{side}_row"] * tall - 0.5
+        ax.add_patch(Rectangle((x, y), wide, tall, fill=False, edgecolor=colour, linewidth=1.6))
+        middles.append((x + wide / 2, y + tall / 2))
+    line = ConnectionPatch(
+        middles[0], middles[1], "data", "data", axesA=left, axesB=right, color=colour, linewidth=1.1
+    )
+    line.set_in_layout(False)
+    right.add_artist(line)
