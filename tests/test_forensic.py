@@ -124,6 +124,9 @@ def test_histograms_name_kinds_with_their_numbers_and_show_thresholds():
     assert set(lines[0][0].get_xdata()) == {0.7} and not lines[1]
     uneven = {"a": KINDS, "b": {"same hand": np.array([0.5, 0.6, 0.7])}}
     assert legend(forensic.score_histograms(uneven, "T"))[0] == "same hand"
+    whole = {"same hand": np.ones(2), "other hand of the person": np.zeros(2), **KINDS}
+    three = forensic.score_histograms({"own": KINDS, "all": whole}, "T")
+    assert [words.split(" (")[0] for words in legend(three)] == list(whole)
 
 
 def test_open_set_curves_start_where_rank_one_leaves_them():

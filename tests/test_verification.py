@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from handclip_lib.evaluate.pairs import KINDS, by_kind, pairs_of, select_pairs
+from handclip_lib.evaluate.pairs import KINDS, by_kind, distinct, pairs_of, select_pairs
 from handclip_lib.evaluate.protocol import pair_scores
 from handclip_lib.evaluate.verification import (
     operating_point,
@@ -262,6 +262,18 @@ def test_pairs_are_every_query_with_every_entry_of_its_draw(hands):
     np.testing.assert_array_equal(first.loc[first["genuine"], "similarity"], genuine)
     np.testing.assert_array_equal(first.loc[~first["genuine"], "similarity"], impostor)
     assert set(first["draw"]) == {0} and not set(first["gallery"]) & set(first["query"])
+
+
+def test_a_pair_of_photographs_counts_once(hands):
+    pairs = pairs_of(*hands, gallery="all")
+    alone = distinct(pairs)
+    seen = [frozenset(p) for p in zip(pairs["query"], pairs["gallery"], strict=True)]
+    assert len(alone) == len(set(seen)) < len(pairs)
+    assert len({frozenset(p) for p in zip(alone["query"], alone["gallery"], strict=True)}) == len(
+        alone
+    )
+    first = pairs[pairs["draw"] == 0]
+    pd.testing.assert_frame_equal(alone[alone["draw"] == 0], first)
 
 
 def test_kinds_of_pairs(hands):

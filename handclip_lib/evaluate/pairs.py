@@ -23,7 +23,7 @@ def pairs_of(
     """Every query with every gallery entry of its draw, a row a pair.
 
     Arguments as in `protocol.evaluate`; gallery: `own` or `all`; draws: how many of the first ones,
-    all by default (they share photographs, so that ten hold little more than one). Columns `draw`,
+    all by default (they share photographs: see `distinct`). Columns `draw`,
     `query, gallery` (images), `query_pid, gallery_pid`, `query_person, gallery_person` (another
     hand of a person is the same person), `similarity`, and `genuine`: whether the pids are equal.
     """
@@ -50,6 +50,17 @@ def select_pairs(
     sim = within(features, images, rows)  # (N, N)
     first, second = np.triu_indices(len(rows), 1)
     return _frame(0, sim[first, second], rows.iloc[first], rows.iloc[second], images)
+
+
+def distinct(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs without those whose two photographs, either way round, came before in another draw.
+
+    Pairs of all draws hold many twice: what counts trials must not take those for two.
+    """
+    sides = np.stack([pairs[side].cat.codes.to_numpy(np.int64) for side in ("query", "gallery")])
+    size = len(pairs["query"].cat.categories)
+    both = pd.Series(sides.min(axis=0) * size + sides.max(axis=0))
+    return pairs[~both.duplicated().to_numpy()].reset_index(drop=True)
 
 
 def by_kind(pairs: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
