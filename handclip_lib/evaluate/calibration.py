@@ -58,7 +58,7 @@ def fit_logistic(
 ) -> Calibration:
     """Logistic calibration of pairs (n,): both kinds count alike, whatever their numbers.
 
-    So the prior odds are even, and the log odds are the llr (Brümmer & du Preez 2006, section 6).
+    So the prior odds are even, and the log odds are the llr (Brümmer & du Preez 2006).
     A normal prior on the slope (of 10 per standard deviation of the scores), against as many pairs
     as the rarer kind has, keeps it finite where kinds do not overlap. Llrs stay between minus log10
     of (genuine pairs + 1) and log10 of (impostor pairs + 1): more has not been seen, and as pairs
@@ -84,7 +84,8 @@ def fit_pav(
     """Isotonic calibration (pool adjacent violators) of pairs; arguments as in `fit_logistic`.
 
     Infinite ratios at both ends are bounded by Laplace's rule of succession: as if one more pair of
-    each kind had the lowest score, and one more of each the highest (Brümmer & du Preez 2006).
+    each kind had the lowest score, and one more of each the highest. Brümmer & de Villiers 2011
+    (BOSARIS), arXiv:1304.2865.
     """
     values, genuine, told = _described(scores, is_genuine, query_persons, population)
     ends = [values.min(), values.min(), values.max(), values.max()]
@@ -122,7 +123,7 @@ def cllr(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> float:
     """Cost of log10 likelihood ratios of genuine (n,) and impostor (m,) pairs, in bits.
 
     0 is certainty, and right; 1 is what ratios of 1 cost, which say nothing; misleading ones cost
-    more. Brümmer & du Preez 2006, eq. 39. Raises ValueError on NaN and where a kind is missing.
+    more. Brümmer & du Preez 2006. Raises ValueError on NaN and where a kind is missing.
     """
     same, other = _checked(genuine), _checked(impostor)
     costs = np.logaddexp(0, -_LN10 * same).mean() + np.logaddexp(0, _LN10 * other).mean()

@@ -127,7 +127,7 @@ def score_histograms(
     fig, axes = canvas(title, 1, len(scores), (max(6.5, min(12.0, 4.4 * len(scores))), 4.2))
     most = sorted(scores.values(), key=len, reverse=True)  # its order, where some lack a kind
     kinds = list(dict.fromkeys(kind for of in most for kind in of))
-    paint = (PALETTE[0], BAD) if len(kinds) == 2 else (PALETTE[0], PALETTE[1], BAD)
+    paint = (PALETTE[0], BAD) if len(kinds) == 2 else (*PALETTE[:2], BAD, *PALETTE[2:5])
     colours = dict(zip(kinds, paint, strict=False))
     for ax, (name, of) in zip(axes[0], scores.items(), strict=True):
         values = np.concatenate(list(of.values()))
