@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from handclip_lib.bench import evaluation, gpu, table, text, training
+from handclip_lib.bench import evaluation, gpu, rerank, table, text, training
 from handclip_lib.bench.row import Row
 from handclip_lib.data import tables
 from handclip_lib.schema import Model
@@ -20,14 +21,33 @@ def test_every_row_times_both_ways(monkeypatch):
     monkeypatch.setattr(training, "BATCH", 16)
     monkeypatch.setattr(text, "TOWER", "tiny")
     monkeypatch.setattr(text, "PROMPTS", 8)
+    for name, size in {"QUERIES": 40, "GALLERY": 30, "PERSONS": 10}.items():
+        monkeypatch.setattr(rerank, name, size)
+    monkeypatch.setattr(rerank, "_peak_elsewhere", {"kit": 1.0, "dense": 9.0}.get)
     timed = table.bench(repeats=1)
     assert list(timed.columns) == table.COLUMNS
-    here = timed.iloc[:9]
+    here = timed.iloc[:10]
     assert (here[["kit", "other", "ratio"]] > 0).all(axis=None)
     assert (here["ratio"] == here["kit"] / here["other"]).all()
     assert "ready batches of 16" in "".join(timed.index)
     assert "texts of 8 prompts" in timed.index[8]
-    assert len(timed) == (14 if torch.cuda.is_available() else 9)
+    assert "re-ranking 40 queries" in timed.index[9]
+    assert timed.iloc[9][["kit_mb", "other_mb"]].tolist() == [1, 9]
+    assert timed[["kit_mb", "other_mb"]].isna().all(axis=1).sum() == len(timed) - 1
+    assert len(timed) == (15 if torch.cuda.is_available() else 10)
+
+
+def test_the_memory_of_a_way_is_measured_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(rerank, "QUERIES", 1500)
+    held = np.ones(1 << 28, dtype=np.uint8)  # of this process, and none of the other's business
+    most = rerank._peak_elsewhere("dense")
+    assert len(held) and 3 * 2500**2 * 4 / 1e6 < most < 10 * 2500**2 * 4 / 1e6
+
+
+def test_dense_re_ranking_is_that_of_the_kit():
+    query, gallery = rerank._features(60, 40, 16)
+    ours = rerank.k_reciprocal(query, gallery, 7, 4, 0.2)
+    np.testing.assert_allclose(rerank.dense(query, gallery, 7, 4, 0.2), ours, atol=1e-5)
 
 
 def test_both_ways_take_turns_and_the_best_counts(monkeypatch):

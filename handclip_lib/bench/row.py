@@ -13,7 +13,8 @@ class Row:
     """Two ways to one result. `kit` is this library's; `other` None: `kit` is timed alone, once.
 
     goal: in words, of the ratio kit / other unless it says of what; images: that one call of
-    `kit` deals with.
+    `kit` deals with; memory: what gives the most that `kit` and `other` take, in megabytes, each
+    in a process of its own.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Row:
     other: Callable[[], object] | None
     goal: str = ""
     images: int = 0
+    memory: tuple[Callable[[], float], Callable[[], float]] | None = None
 
 
 def in_precision(p: Params, precision: str, compiled: bool = False) -> Params:
