@@ -33,6 +33,7 @@ from handclip_lib.variants import (
     chain_steps,
     explain,
     guided_variants,
+    other_data,
     stage2_variants,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "chain_steps",
     "guided_variants",
     "load",
+    "other_data",
     "own_aspect",
     "read_study",
     "resolve",
@@ -93,6 +95,7 @@ def load(
     guided_variants(p)
     chain_steps(p)
     chain_finals(p)
+    other_data(p)
     return p
 
 

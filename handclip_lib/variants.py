@@ -106,6 +106,17 @@ def chain_recipe(p: Params) -> ChainStep:
     return ChainStep("all", first.aspect, kind, settings, p.data)
 
 
+def other_data(p: Params) -> dict[str, Params]:
+    """The study with each of the data sets in `comparison.others`, by name.
+
+    Raises ParamError with the path of the bad key.
+    """
+    return {
+        name: p.model_copy(update={"data": _laid(p.data, told, f"comparison.others.{name}")})
+        for name, told in p.comparison.others.items()
+    }
+
+
 def _check_chain(told: Chain, steps: Sequence[ChainStep]) -> None:
     """Refuse what a recipe, or several data sets, can't have, before anything is trained."""
     guided = [step.settings for step in steps if isinstance(step.settings, Stage3b)]

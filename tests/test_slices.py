@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from handclip_lib.evaluate import slices
 from handclip_lib.evaluate.slices import group_errors, groups_of, sliced
 from handclip_lib.evaluate.statistics import person_bootstrap
-from handclip_lib.report.slices import (
+from handclip_lib.report.groups import (
     error_table,
     identity_accuracy,
     scenario_intervals,

@@ -13,6 +13,7 @@ from torch.nn import functional
 from handclip_lib.evaluate.embed import evaluating
 from handclip_lib.models import joint, watch
 from handclip_lib.models.clip import Encoder
+from handclip_lib.models.mba import MBANet
 from handclip_lib.models.towers import Features
 
 HEADS = ("mean", "max", "min")
@@ -192,7 +193,7 @@ def _places(stage: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def _place_features(encoder: Encoder, told: Features) -> torch.Tensor:
-    if isinstance(encoder.visual, TimmModel):  # no way into the space of texts: as they are
+    if isinstance(encoder.visual, TimmModel | MBANet):  # no way into the space of texts: as is
         return told.tokens
     return joint.joint_tokens(encoder.visual, told)[:, 1:]
 

@@ -56,6 +56,19 @@ def scenarios(
     return found
 
 
+def counts(scenarios: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row a scenario: its sentence, persons asked for, and persons left out."""
+    rows = {
+        name: {
+            "what": manifest.attrs["note"],
+            "persons": manifest.loc[manifest["split"] == "query", "pid"].nunique(),
+            "left out": manifest.attrs["left_out"],
+        }
+        for name, manifest in scenarios.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("scenario")
+
+
 def multi_shot(manifest: pd.DataFrame) -> pd.DataFrame:
     """The protocol turned round: the gallery's pick of a draw asks, the person's others answer.
 

@@ -41,11 +41,11 @@ def _near(distance: Any, settings: Mapping[str, Any], query: Array, gallery: Arr
 
 
 def _expanded(k: int, alpha: float, query: Array, gallery: Array) -> Array:
-    return cosine(expand_queries(query, gallery, min(k, len(gallery)), alpha), gallery)
+    return cosine(expand_queries(query, gallery, k, alpha), gallery)
 
 
 def _augmented(k: int, alpha: float, query: Array, gallery: Array) -> Array:
-    return cosine(query, augment_gallery(gallery, min(k, len(gallery) - 1), alpha))
+    return cosine(query, augment_gallery(gallery, k, alpha))
 
 
 def both_ways(features: Mapping[str, Array], mirrored: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,6 +9,8 @@ from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
+from handclip_lib.models.mba import MBANet
+
 
 @contextmanager
 def attention_weights(visual: nn.Module) -> Iterator[list[torch.Tensor]]:
@@ -41,11 +43,13 @@ def last_stage(visual: nn.Module) -> Iterator[list[torch.Tensor]]:
 
     ViT: (B, L, W), the input of the last block (of its `ln_1`): behind that block nobody reads the
     places where the class token is read, and their gradient is zero. ResNet: (B, C, h, w),
-    layer4's output. With its graph, for `torch.autograd.grad`. Raises TypeError on other towers.
+    layer4's output; MBA-Net: layer3's, which its three branches share. With its graph, for
+    `torch.autograd.grad`. Raises TypeError on other towers.
     """
     taken: list[torch.Tensor] = []
-    if isinstance(visual, ModifiedResNet):
-        handle = visual.layer4.register_forward_hook(lambda _, args, out: taken.append(out))
+    if isinstance(visual, ModifiedResNet | MBANet):
+        layer = visual.layer4 if isinstance(visual, ModifiedResNet) else visual.layer3
+        handle = layer.register_forward_hook(lambda _, args, out: taken.append(out))
     elif isinstance(visual, VisionTransformer):
         first = visual.transformer.resblocks[-1].ln_1
         handle = first.register_forward_pre_hook(lambda _, args: taken.append(args[0]))

@@ -87,6 +87,13 @@ def blank(axes: Iterable[Axes]) -> None:
         ax.axis("off")
 
 
+def tight(fig: Figure) -> None:
+    """Little room between axes, for sheets of photographs."""
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[call-arg]
+
+
 def saying(title: str, words: str) -> Figure:
     """A figure without data, and the reason."""
     fig, axes = canvas(title, size=(6.0, 1.2))

@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from PIL import Image
 
-from handclip_lib.report.canvas import BAD, GOOD, INK, PALETTE, blank, canvas, grid_lines, styled
+from handclip_lib.report.canvas import (
+    BAD,
+    GOOD,
+    INK,
+    PALETTE,
+    blank,
+    canvas,
+    grid_lines,
+    styled,
+    tight,
+)
 from handclip_lib.report.galleries import Pixels
 
 _COLOURS = "inferno"
@@ -37,7 +47,7 @@ def map_grid(
     cell = min(1.7, 9.0 / count)
     tall = cell * pictures.shape[1] / pictures.shape[2]
     told = notes or {}
-    size = (max(5.0, cell * count + 0.9), 0.75 + (tall + 0.08) * (len(maps) + 1) + 0.2 * len(told))
+    size = (max(5.0, cell * count + 0.5), 0.6 + (tall + 0.02) * (len(maps) + 1) + 0.22 * len(told))
     fig, axes = canvas(title, len(maps) + 1, count, size)
     for at, ax in enumerate(axes[0]):
         _bare(ax, pictures[at])
@@ -49,6 +59,7 @@ def map_grid(
                 ax.set_xlabel(told[kind][at], fontsize=8, labelpad=2)
     for ax, word in zip(axes[:, 0], ("photograph", *maps), strict=True):
         ax.set_ylabel(word, fontsize=9)
+    tight(fig)
     return fig
 
 
@@ -69,18 +80,19 @@ def pair_board(
     """
     pictures = np.asarray(pixels)
     tall = 2.5 * pictures.shape[1] / pictures.shape[2]
-    fig, axes = canvas(title, 1, 4, (10.2, tall + (1.2 if note else 0.9)))
+    fig, axes = canvas(title, 1, 4, (10.2, tall + (1.05 if note else 0.75)))
     grid = (maps.shape[1], maps.shape[2])
     for k in range(2):
         _bare(axes[0, k], pictures[k])
         axes[0, k].set_title(names[k], fontsize=9, pad=3)
         _veiled(axes[0, 2 + k], pictures[k], maps[k])
-        axes[0, 2 + k].set_title(f"raises the cosine, {names[k]}", fontsize=9, pad=3)
+        axes[0, 2 + k].set_title(f"what raises the cosine: {names[k]}", fontsize=9, pad=3)
     for at, row in enumerate(evidence.to_dict("records")):
         _join(axes[0, 0], axes[0, 1], row, grid, pictures.shape[1:3], PALETTE[at % 7])
     axes[0, 0].set_xlabel(_counted(evidence["similarity"]), fontsize=8, loc="left")
     if note:
         fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
+    tight(fig)
     return fig
 
 
@@ -104,7 +116,9 @@ def hardest_pairs(
     images = list(dict.fromkeys([*shown["query"], *shown["gallery"]]))
     pictures = dict(zip(images, np.asarray(pixels(images)), strict=True))
     count = max(len(part) for part in rows.values())
-    fig, axes = canvas(title, 2, max(1, count), (max(6.0, 1.9 * count + 0.8), 3.3))
+    height, width = next(iter(pictures.values())).shape[:2]
+    tall = 0.93 * height / width
+    fig, axes = canvas(title, 2, max(1, count), (max(6.0, 1.9 * count + 0.5), 1.3 + 2 * tall))
     for line, (word, part) in zip(axes, rows.items(), strict=True):
         for ax, row in zip(line, part.to_dict("records"), strict=False):
             alike = row["similarity"]
@@ -118,6 +132,9 @@ def hardest_pairs(
             ax.set_xlabel(f"{alike:.3f}".replace("-", "−"), fontsize=8, labelpad=3)
         line[0].set_ylabel(word, fontsize=9)
         blank(line[max(1, len(part)) :])
+        if part.empty:
+            _bare(line[0], np.full((height, 2 * width, 3), 255, np.uint8))
+    tight(fig)
     return fig
 
 
@@ -172,7 +189,7 @@ def deletions(
     ax.set_xticks(range(len(scores)), list(scores))
     ax.set_ylabel("change of the cosine")
     grid_lines(ax)
-    ax.legend(loc="lower right", ncols=3)
+    fig.legend(loc="outside lower left", ncols=3)
     return fig
 
 

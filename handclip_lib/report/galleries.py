@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from handclip_lib.aspects import OFFSETS
 from handclip_lib.data.augment import Augmenter
 from handclip_lib.device import seed_step
-from handclip_lib.report.canvas import BAD, GOOD, INK, blank, canvas, styled
+from handclip_lib.report.canvas import BAD, GOOD, INK, blank, canvas, styled, tight
 
 Pixels = Callable[[Sequence[str]], Any]  # images -> (N, H, W, 3) uint8 array or tensor
 
@@ -47,7 +47,7 @@ def identity_grid(
             _picture(ax, pictures[at])
         blank(line[len(mine) :])
         line[0].set_ylabel(f"{pid}", rotation=0, ha="right", va="center", fontsize=9)
-    _tight(fig)
+    tight(fig)
     return fig
 
 
@@ -82,7 +82,7 @@ def augmented(
             _picture(ax, shown[i * times + k].numpy())
     axes[0, 0].set_title("as it is", fontsize=9, pad=3)
     axes[0, 1].set_title("as training sees it", fontsize=9, pad=3)
-    _tight(fig)
+    tight(fig)
     return fig
 
 
@@ -157,7 +157,7 @@ def _sheet(
     height = max(len(side) for side in sides)
     cell = min(1.5, 9.0 / width)
     fig, axes = canvas(title, height, width, (cell * width, 0.5 + height * (cell + 0.36)))
-    _tight(fig)
+    tight(fig)
     return fig, axes, pictures
 
 
@@ -193,9 +193,3 @@ def _picture(ax: Axes, pixels: np.ndarray, frame: tuple[str, float] | None = Non
     ax.spines[:].set_visible(frame is not None)
     if frame is not None:
         ax.spines[:].set(color=frame[0], linewidth=frame[1])
-
-
-def _tight(fig: Figure) -> None:
-    engine = fig.get_layout_engine()
-    if engine is not None:
-        engine.set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[call-arg]

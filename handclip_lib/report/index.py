@@ -25,6 +25,14 @@ _GALLERIES = (("own", "own gallery"), ("all", "all aspects"))
 _THUMB = (380, 260)  # pixels: twice what is shown, for dense screens
 
 
+def write_results(p: Params) -> Path:
+    """Write a study's results.csv, a row a model of a run, from its metrics.json; its path."""
+    root = reports_root(p) / p.study
+    path = root / "results.csv"
+    replace_text(path, _csv(one_row_each(finished_runs(root))))
+    return path
+
+
 def write_index(p: Params) -> Path:
     """Write a study's index.html and its tables as CSV; returns index.html's path.
 
@@ -39,7 +47,7 @@ def write_index(p: Params) -> Path:
         raise ValueError(f"no finished run in {root}; make some: handclip study {p.study}")
     numbers = results(runs)
     means = seed_means(numbers)
-    replace_text(root / "results.csv", _csv(one_row_each(runs)))
+    write_results(p)
     replace_text(root / "numbers.csv", _csv(numbers))
     if len(means):
         replace_text(root / "means.csv", _csv(means))

@@ -9,7 +9,8 @@ import lightning_fabric as lf
 import numpy as np
 import pandas as pd
 
-from handclip_lib.aspects import CHAIN_FILES
+from handclip_lib.aspects import CHAIN, CHAIN_FILES
+from handclip_lib.data import splits
 from handclip_lib.data.check import listed
 from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import embed
@@ -23,7 +24,7 @@ from handclip_lib.schema import Params
 from handclip_lib.train import stages
 from handclip_lib.train.job import persons_taught
 
-ZERO_SHOT, STAGE1, CHAIN = "zero_shot", "stage1", "chain"
+ZERO_SHOT, STAGE1, CHAINED = "zero_shot", "stage1", "chain"
 _TRAINED = ("02_stage1", "03_stage2_losses", "04_prompt_learning")
 
 
@@ -43,6 +44,12 @@ class Contender:
     seconds: float | None = None
     parameters: int | None = None
     memory_mb: float | None = None
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What is known of its training, for metrics.json."""
+        told = {"images": self.images, "seconds": self.seconds, "parameters": self.parameters}
+        return {key: value for key, value in told.items() if value is not None}
 
     def encoder(self, p: Params) -> Encoder:
         """Its tower, as its weights were used in training."""
@@ -94,7 +101,7 @@ def _chained(run: Finished) -> list[Contender]:
     file = next((path for path in last if path.is_file()), None)
     if file is None:
         return []
-    return [_contender(CHAIN, file, run, list(run.metrics["training"][CHAIN].values()))]
+    return [_contender(CHAINED, file, run, list(run.metrics["training"][CHAINED].values()))]
 
 
 def _contender(
@@ -125,6 +132,33 @@ def _may_be_tested(one: Contender, table: pd.DataFrame, manifest: pd.DataFrame) 
         who = ", ".join(listed([str(pid) for pid in both], 10))
         print(f"{one.name} is left out: it was taught persons who are tested here: {who}")
     return not both
+
+
+def manifests(p: Params, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The manifest of each aspect that the data has, by `p.split`; an imported tree is one alone.
+
+    Where the study's aspect has no side, or none is known, it is that one alone.
+    """
+    known = [aspect for aspect in CHAIN if (table["aspect"] == aspect).any()]
+    if p.split.legacy_tree or p.aspect not in known:
+        known = [p.aspect]
+    told = {aspect: p.model_copy(update={"aspect": aspect}) for aspect in known}
+    return {aspect: splits.manifest_for(q, table) for aspect, q in told.items()}
+
+
+def images_of(*manifests: pd.DataFrame) -> list[str]:
+    """Every photograph that manifests name, each once."""
+    names: list[str] = pd.concat([m["image"] for m in manifests]).unique().tolist()
+    return names
+
+
+def model_table(models: Sequence[Contender]) -> pd.DataFrame:
+    """A row a model: the run that made it, and its weights file."""
+    rows = {
+        one.name: {"from": one.source or "the study's tower", "weights": Path(one.file).name or "–"}
+        for one in models
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
 @dataclass(frozen=True)

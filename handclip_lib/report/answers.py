@@ -1,0 +1,207 @@
+"""What a study's models answer to each question of notebook 06, and how a run file keeps it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning_fabric as lf
+import numpy as np
+import pandas as pd
+
+from handclip_lib.data import splits, tables
+from handclip_lib.evaluate import calibration, openset, slices, verification
+from handclip_lib.evaluate.expansion import fit_whitening, whiten
+from handclip_lib.evaluate.explanation import Explanation
+from handclip_lib.evaluate.pairs import by_kind, pairs_of, select_pairs
+from handclip_lib.evaluate.protocol import GALLERIES, evaluate
+from handclip_lib.evaluate.rates import supported
+from handclip_lib.evaluate.scenarios import evaluate_all
+from handclip_lib.evaluate.ways import ways
+from handclip_lib.params import other_data
+from handclip_lib.report.errors import plain
+from handclip_lib.report.lineup import Contender, Space, images_of, space_of
+from handclip_lib.schema import Params
+
+_SAMPLES = 500  # of persons, where each costs a pass over all pairs
+PerModel = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One-to-one comparisons of every model. pairs: `pairs_of` the gallery of all aspects (the own
+    one, where there is no other) in the first draw; rates: `verification_metrics` with their
+    curves; spans: `person_intervals`; each by model.
+    """
+
+    pairs: dict[str, pd.DataFrame]
+    rates: dict[str, dict[str, Any]]
+    spans: dict[str, dict[str, Any]]
+
+    @property
+    def kinds(self) -> dict[str, dict[str, np.ndarray]]:
+        """{model: similarities of the pairs by kind}, for histograms."""
+        return {name: by_kind(found) for name, found in self.pairs.items()}
+
+
+def verified(
+    models: Sequence[Contender], spaces: Mapping[str, Space], manifest: pd.DataFrame, p: Params
+) -> Verified:
+    """Are two photographs of one hand? A person's other hand is an impostor."""
+    gallery = "all" if (manifest["split"] == GALLERIES["all"]).any() else "own"
+    found = Verified({}, {}, {})
+    for one in models:
+        space = spaces[one.name]
+        pairs = pairs_of(space.z, space.images, manifest, gallery, draws=1)
+        both = pairs["similarity"], pairs["genuine"]
+        sides = pairs["query_person"], pairs["gallery_person"]
+        found.pairs[one.name] = pairs
+        found.rates[one.name] = verification.verification_metrics(*both)
+        found.spans[one.name] = verification.person_intervals(*both, *sides, _SAMPLES, p.seed)
+    return found
+
+
+def open_set(
+    models: Sequence[Contender], spaces: Mapping[str, Space], manifest: pd.DataFrame, p: Params
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """{model: `open_set_metrics`}, {model: `open_set_intervals`}, some persons being left out."""
+    part = openset.leave_out(manifest, p.comparison.open_share, p.split.seed)
+    found = {
+        one.name: openset.searches(spaces[one.name].z, spaces[one.name].images, part)
+        for one in models
+    }
+    spans = {n: openset.open_set_intervals(f, _SAMPLES, p.seed) for n, f in found.items()}
+    return {name: openset.open_set_metrics(f) for name, f in found.items()}, spans
+
+
+def asked(
+    models: Sequence[Contender],
+    spaces: Mapping[str, Space],
+    scenarios: Mapping[str, pd.DataFrame],
+    p: Params,
+    fabric: lf.Fabric,
+) -> dict[str, dict[str, Any]]:
+    """{model: {scenario: scores}}, those on the data sets of `comparison.others` among them.
+
+    On another data set, by its name there, a model that was trained here is searched in the
+    aspect's own gallery there, distractors included.
+    """
+    boots = (p.evaluation.bootstrap, p.seed)
+    found = {one.name: evaluate_all(spaces[one.name].of, scenarios, *boots) for one in models}
+    for name, there in other_data(p).items():
+        table = tables.read(there)
+        manifest = splits.manifest_for(there, table)
+        manifest = manifest[manifest["split"].isin(("query", "gallery"))]
+        for one in models:
+            space = space_of(one, there, table, images_of(manifest), fabric)
+            found[one.name] |= evaluate_all(space.of, {name: manifest}, *boots)
+    return found
+
+
+def ranked(space: Space, manifest: pd.DataFrame, p: Params) -> dict[str, dict[str, Any]]:
+    """{way: {gallery: scores}}: cosine, the `ways` of re-ranking, flip summing and whitening.
+
+    Whitening is fitted to training photographs.
+    """
+    images, boots = list(space.images), (p.evaluation.bootstrap, p.seed)
+    found = {
+        way: evaluate(space.z, images, manifest, *boots, compare)
+        for way, compare in ways(p.comparison).items()
+    }
+    training = manifest.loc[manifest["split"] == "train", "image"].unique().tolist()
+    whitening = fit_whitening(space.of(training), p.comparison.whiten)
+    more = {"flipped, added": space.flipped, "whitened": whiten(space.z, whitening)}
+    return found | {way: evaluate(z, images, manifest, *boots) for way, z in more.items()}
+
+
+def operating_points(
+    spaces: Mapping[str, Space],
+    manifest: pd.DataFrame,
+    found: Verified,
+    fmr: float,
+) -> dict[str, dict[str, Any]]:
+    """{model: errors at the threshold that held-out training persons give for a false match rate}.
+
+    Empty, with the reason printed, where no persons are
+    held out, or too few for that rate.
+    """
+    if not (manifest["split"] == "select").any():
+        print("no threshold: split.select holds out no persons to choose it on")
+        return {}
+    points = {}
+    for name, pairs in found.pairs.items():
+        held = select_pairs(spaces[name].z, spaces[name].images, manifest)
+        impostors = int((~held["genuine"]).sum())
+        if not held["genuine"].any() or not supported(fmr, impostors):
+            print(
+                f"no threshold: {impostors} impostor pairs of the persons held out are too few for"
+                f" a false match rate of {100 * fmr:g} %; raise comparison.fmr"
+            )
+            return {}
+        threshold = verification.threshold_at(held["similarity"], held["genuine"], fmr)
+        both = pairs["similarity"], pairs["genuine"]
+        points[name] = verification.operating_point(*both, threshold)
+    return points
+
+
+def evidence(
+    found: Verified, population: str, folds: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """{model: `calibration.evidence`}, {model: log10 ratios of genuine (n,), impostor (m,) pairs}.
+
+    Each ratio is by a calibration that knows neither person. A model with too few persons has no
+    ratios, and its evidence says why.
+    """
+    worth = {n: calibration.evidence(f, population, folds) for n, f in found.pairs.items()}
+    ratios = {}
+    for name in (name for name, told in worth.items() if not told["withheld"]):
+        llr, _ = calibration.cross_fit(found.pairs[name], population, folds)
+        genuine = found.pairs[name]["genuine"].to_numpy()
+        ratios[name] = (llr[genuine], llr[~genuine])
+    return worth, ratios
+
+
+def group_errors(
+    pairs: pd.DataFrame, groups: slices.Groups, point: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """`slices.group_errors` at an operating point's threshold; nothing where there is none."""
+    return {} if point is None else slices.group_errors(pairs, groups, point["threshold"])
+
+
+def with_references(manifest: pd.DataFrame, space: Space) -> tuple[pd.DataFrame, np.ndarray]:
+    """The first query of each person in draw 0, and the feature of the gallery photograph."""
+    first = manifest[manifest["draw"] == 0]
+    queries = first[first["split"] == "query"].sort_values(["pid", "image"])
+    queries = queries.drop_duplicates("pid").reset_index(drop=True)
+    gallery = first[first["split"] == "gallery"].set_index("pid")["image"]
+    return queries, space.of(gallery.loc[queries["pid"]].tolist())
+
+
+def kept(
+    scenarios: PerModel,
+    ranked_: PerModel,
+    found: Verified,
+    points: PerModel,
+    worth: PerModel,
+    strangers: PerModel,
+    sliced: Mapping[str, Any],
+    shown: Explanation,
+) -> dict[str, Any]:
+    """The answers as metrics.json holds them: plain values, without curves and pictures."""
+    known = np.isfinite(shown.on_hand["hand"])
+    return {
+        "scenarios": scenarios,
+        "reranking": ranked_,
+        "verification": {n: plain(e) | {"ci95": found.spans[n]} for n, e in found.rates.items()},
+        "operating_points": points,
+        "evidence": worth,
+        "open_set": {name: plain(told) for name, told in strangers.items()},
+        "slices": sliced,
+        "explanation": {
+            "blanked": shown.blanked,
+            "left_out": shown.left_out,
+            "on_hand": {
+                kind: float(np.nanmean(share[known])) if known.any() else None
+                for kind, share in shown.on_hand.items()
+            },
+        },
+    }

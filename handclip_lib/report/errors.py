@@ -1,0 +1,110 @@
+"""Tables of errors, of evidence and of open-set searches: what forensic readers ask for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from handclip_lib.evaluate.verification import LEVELS
+
+_FEW = "too few pairs"
+
+
+def errors_table(
+    errors: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """A row a model: EER, AUC and FNMR at each false match rate, per cent, with 95 % intervals.
+
+    errors: {model: `verification_metrics`}; intervals: {model: `person_intervals`} of the same
+    pairs. A rate that the number of impostor pairs does not carry is withheld. `0 (< x)`: nothing
+    failed, and x is the bound of the rule of three.
+    """
+    rows = {}
+    for name, told in errors.items():
+        spans = intervals[name]
+        row = {
+            "EER (%)": _share(told["eer"], spans["eer"], told["eer_upper"]),
+            "AUC (%)": _share(told["auc"], spans["auc"]),
+            "d′": "–" if told["d_prime"] is None else f"{told['d_prime']:.2f}",
+        }
+        for level, fmr in LEVELS.items():
+            rate, bound = told["fnmr_at_fmr"][level], told["fnmr_upper"][level]
+            shown = _FEW if rate is None else _share(rate, spans["fnmr_at_fmr"][level], bound)
+            row[f"FNMR at FMR {100 * fmr:g} %"] = shown
+        row |= {"genuine pairs": f"{told['n_genuine']:,}", "persons": spans["persons"]}
+        rows[name] = row | {"impostor pairs": f"{told['n_impostor']:,}"}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def operating_table(points: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row a model: the threshold from other persons, and the errors that it makes here.
+
+    points: {model: `operating_point`}; without any, one line that says why.
+    """
+    if not points:
+        return pd.DataFrame({"thresholds": ["none: no persons are held out to learn one from"]})
+    rows = {
+        name: {
+            "threshold (cosine)": f"{told['threshold']:.3f}",
+            "FMR (%)": _share(told["fmr"], None, told["fmr_upper"]),
+            "FNMR (%)": _share(told["fnmr"], None, told["fnmr_upper"]),
+        }
+        for name, told in points.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def evidence_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row a model: what its cross-fitted likelihood ratios are worth.
+
+    found: {model: `calibration.evidence`}. Cllr: 0 is perfect, 1 is worth nothing; its least is
+    what discrimination alone leaves, the rest is lost by calibration. Misleading: pairs whose ratio
+    points the wrong way. Strongest: no ratio passes it, for want of pairs.
+    """
+    rows = {}
+    for name, told in found.items():
+        counts = {"persons": told["persons"], "fitted on": told["fitted_on"] or "–"}
+        if told["withheld"]:
+            rows[name] = {"Cllr (bits)": told["withheld"]} | counts
+            continue
+        low, high = told["strongest"]
+        rows[name] = {
+            "Cllr (bits)": f"{told['cllr']:.3f}",
+            "least Cllr": f"{told['cllr_min']:.3f}",
+            "misleading, genuine (%)": f"{100 * told['misleading_genuine']:.1f}",
+            "misleading, impostor (%)": f"{100 * told['misleading_impostor']:.1f}",
+            "strongest (log₁₀)": f"{low:.2f} to {high:.2f}".replace("-", "−"),
+        } | counts
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("model")
+
+
+def open_set_table(
+    found: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """A row a model: mates found first, and found above thresholds that strangers seldom pass.
+
+    found: {model: `open_set_metrics`}; intervals: {model: `open_set_intervals`}.
+    """
+    rows = {}
+    for name, told in found.items():
+        spans = intervals[name]
+        row = {"rank-1 of mated searches (%)": _share(told["rank1"], spans["rank1"])}
+        for level, rate in told["dir_at_fpir"].items():
+            shown = _FEW if rate is None else _share(rate, spans["dir_at_fpir"][level])
+            row[f"found at FPIR {100 * float(level):g} %"] = shown
+        counts = {"mated searches": told["n_mated"], "others": told["n_non_mated"]}
+        rows[name] = row | {key: f"{n:,}" for key, n in counts.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def plain(errors: Mapping[str, Any]) -> dict[str, Any]:
+    """What metrics.json keeps of `verification_metrics` or `open_set_metrics`: all but curves."""
+    return {key: value for key, value in errors.items() if not isinstance(value, np.ndarray)}
+
+
+def _share(rate: float, span: Any = None, bound: float | None = None) -> str:
+    words = f"{100 * rate:.1f}"
+    if bound is not None:
+        return f"{words} (< {100 * bound:.2g})"
+    return words + (f" [{100 * span[0]:.1f}, {100 * span[1]:.1f}]" if span else "")
