@@ -82,4 +82,4 @@ def test_deletions_stand_beside_each_other():
     fig = explain.deletions({"rollout": score, "CAM": score}, "Title", share=0.1)
     bars = fig.axes[0].patches
     assert [b.get_height() for b in bars[::2]] == pytest.approx([-0.3, -0.1, 0.0])
-    assert fig.axes[0].get_legend().get_texts()[0].get_text() == "top 10 %"
+    assert fig.legends[0].get_texts()[0].get_text() == "top 10 %"

@@ -37,6 +37,9 @@ ADAPTED = {
     "all": Adapt(view="aspect", prompts=2, deep=True, lora=2, stride=4),
 }
 each_adapter = pytest.mark.parametrize("told", ADAPTED.values(), ids=ADAPTED)
+CASES = {f"toy-vit, {key}": ("toy-vit", told) for key, told in ADAPTED.items()}
+CASES["toy-rn"] = ("toy-rn", None)
+each_case = pytest.mark.parametrize(("name", "told"), CASES.values(), ids=CASES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,11 +89,8 @@ def hooks(encoder: Encoder) -> int:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("name", TOWERS)
-@each_adapter
+@each_case
 def test_outputs_are_the_same_to_the_bit_while_watched_and_after(name, told, grad):
-    if told is not None and name == "toy-rn":
-        pytest.skip("prompts are for ViTs")
     encoder = make(name, told).eval()
     images, before = inputs(encoder), hooks(encoder)
     with torch.set_grad_enabled(grad):
@@ -238,11 +238,8 @@ def test_heads_are_joined_and_small_weights_dropped():
 # -- the gradient's map ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TOWERS)
-@each_adapter
+@each_case
 def test_a_similarity_map_depends_on_the_reference_and_leaves_no_trace(name, told):
-    if told is not None and name == "toy-rn":
-        pytest.skip("prompts are for ViTs")
     encoder = make(name, told, None if name == "toy-vit" else (64, 96))
     images = inputs(encoder)
     width = reference(encoder, images).shape[1]
@@ -405,25 +402,27 @@ def test_maps_come_from_what_was_learned(name, shots):
 # -- masks ----------------------------------------------------------------------------------------
 
 
-def test_a_similarity_map_is_the_gradient_times_the_place():
-    encoder = make("toy-vit").eval()
+@each_adapter
+def test_a_similarity_map_is_the_gradient_times_the_place(told):
+    encoder = make("toy-vit", told).eval()
     images, refs = inputs(encoder), reference(encoder, inputs(encoder)).take([1, 2, 0], axis=0)
     block, taken = encoder.visual.transformer.resblocks[-1], []
     handle = block.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
-    told = encoder.features(images)
+    seen = encoder.features(images)
     handle.remove()
-    cosines = torch.cat([told.pool, told.proj], dim=1)
+    height, width = seen.grid
+    cosines = torch.cat([seen.pool, seen.proj], dim=1)
     cosines = (torch.nn.functional.normalize(cosines, dim=1) * torch.tensor(refs)).sum(dim=1)
     (slope,) = torch.autograd.grad(cosines.sum(), taken[0])
     values = taken[0].detach()
     for pooled in (False, True):
         maps = saliency.similarity_cam(encoder, images, refs, pooled=pooled)
         for i in range(3):
-            mean = slope[i, 1:].mean(dim=0)
-            for place in range(16):
+            mean = slope[i, 1 : 1 + height * width].mean(dim=0)
+            for place in range(height * width):
                 weight = mean if pooled else slope[i, 1 + place]
                 value = max(0.0, float(weight @ values[i, 1 + place]))
-                assert maps[i, place // 4, place % 4] == pytest.approx(value, abs=1e-6)
+                assert maps[i, place // width, place % width] == pytest.approx(value, abs=1e-5)
 
 
 @pytest.fixture(scope="module")

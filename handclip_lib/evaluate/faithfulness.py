@@ -49,15 +49,7 @@ def deletion(
     """
     if fill not in FILLS or not 0 < share <= 1:
         raise ValueError(f"fill={fill}, share={share}: {', '.join(FILLS)}, and above 0 to 1")
-    allowed = np.ones(maps.shape, bool) if among is None else among
-    if allowed.shape != maps.shape or not allowed.any(axis=(1, 2)).all():
-        raise ValueError(f"among: a place of each of {maps.shape}, got {allowed.shape}")
-    rng = np.random.default_rng(seed)
-    chosen = {
-        "top": [_chosen(maps, allowed, share, rng)],
-        "random": [_chosen(np.zeros_like(maps), allowed, share, rng) for _ in range(draws)],
-        "lowest": [_chosen(-maps, allowed, share, rng)],
-    }
+    chosen = _choices(maps, among, share, draws, seed)
     colour = _colour(images, fill)
 
     def score(places: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -124,6 +116,21 @@ def _stages(encoder: Encoder) -> list[tuple[str, tuple[str, ...]]]:
         layers = [(f"layer {k}", (f"layer{k}.",)) for k in (4, 3, 2, 1)]
         return [("output", ("attnpool.",)), *layers, ("input", ("",))]
     raise TypeError(f"the order of stages of a {type(visual).__name__} is not known")
+
+
+def _choices(
+    maps: Maps, among: npt.NDArray[np.bool_] | None, share: float, draws: int, seed: int
+) -> dict[str, list[npt.NDArray[np.bool_]]]:
+    """The places of each image that are blanked, (B, h, w), once or in several draws."""
+    allowed = np.ones(maps.shape, bool) if among is None else among
+    if allowed.shape != maps.shape or not allowed.any(axis=(1, 2)).all():
+        raise ValueError(f"among: a place of each of {maps.shape}, got {allowed.shape}")
+    rng = np.random.default_rng(seed)
+    return {
+        "top": [_chosen(maps, allowed, share, rng)],
+        "random": [_chosen(np.zeros_like(maps), allowed, share, rng) for _ in range(draws)],
+        "lowest": [_chosen(-maps, allowed, share, rng)],
+    }
 
 
 def _chosen(
