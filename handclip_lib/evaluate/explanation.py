@@ -34,8 +34,8 @@ class Explanation:
     """
 
     images: tuple[str, ...]
+    persons: tuple[int, ...]
     pixels: np.ndarray
-    inputs: torch.Tensor  # (N, 3, H, W), normalised
     maps: Mapping[str, np.ndarray]
     masks: np.ndarray
     on_hand: Mapping[str, np.ndarray]
@@ -85,9 +85,8 @@ def explanation(
         }  # fmt: skip
     shares = {kind: on_hand(found, masks) for kind, found in maps.items()}
     shares["hand"] = masks.mean(axis=(1, 2))
-    return Explanation(
-        tuple(images), pixels.numpy(), inputs, maps, masks, shares, blanked, left_out
-    )
+    who = tuple(map(int, queries["pid"]))
+    return Explanation(tuple(images), who, pixels.numpy(), maps, masks, shares, blanked, left_out)
 
 
 def _blanked(

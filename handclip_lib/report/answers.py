@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from handclip_lib.data import splits, tables
+from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import calibration, openset, slices, verification
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
-from handclip_lib.evaluate.explanation import Explanation
+from handclip_lib.evaluate.explanation import Explanation, explanation
 from handclip_lib.evaluate.pairs import by_kind, pairs_of, select_pairs
 from handclip_lib.evaluate.protocol import GALLERIES, evaluate
 from handclip_lib.evaluate.rates import supported
@@ -167,13 +168,40 @@ def group_errors(
     return {} if point is None else slices.group_errors(pairs, groups, point["threshold"])
 
 
-def with_references(manifest: pd.DataFrame, space: Space) -> tuple[pd.DataFrame, np.ndarray]:
-    """The first query of each person in draw 0, and the feature of the gallery photograph."""
+def explained(
+    models: Sequence[Contender],
+    spaces: Mapping[str, Space],
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    p: Params,
+    fabric: lf.Fabric,
+) -> dict[str, Explanation]:
+    """What each model looks at in the first query of each person, in draw 0.
+
+    The reference of a photograph is the person's gallery photograph.
+    """
     first = manifest[manifest["draw"] == 0]
     queries = first[first["split"] == "query"].sort_values(["pid", "image"])
     queries = queries.drop_duplicates("pid").reset_index(drop=True)
     gallery = first[first["split"] == "gallery"].set_index("pid")["image"]
-    return queries, space.of(gallery.loc[queries["pid"]].tolist())
+    others = gallery.loc[queries["pid"]].tolist()
+    told, feature = p.comparison, p.evaluation.feature
+    found = {}
+    for one in models:
+        encoder, references = one.encoder(p), spaces[one.name].of(others)
+        store = open_store(table, encoder.preprocess)
+        found[one.name] = explanation(
+            encoder, store, queries, references, fabric, feature, told.deleted, p.seed
+        )
+    return found
+
+
+def one_pair(manifest: pd.DataFrame) -> list[str]:
+    """The first query of draw 0 and the gallery photograph of its person."""
+    first = manifest[manifest["draw"] == 0].sort_values(["pid", "image"])
+    query = first[first["split"] == "query"].iloc[0]
+    entries = first[(first["split"] == "gallery") & (first["pid"] == query["pid"])]
+    return [str(query["image"]), str(entries["image"].iloc[0])]
 
 
 def kept(
@@ -184,10 +212,9 @@ def kept(
     worth: PerModel,
     strangers: PerModel,
     sliced: Mapping[str, Any],
-    shown: Explanation,
+    shown: Mapping[str, Explanation],
 ) -> dict[str, Any]:
     """The answers as metrics.json holds them: plain values, without curves and pictures."""
-    known = np.isfinite(shown.on_hand["hand"])
     return {
         "scenarios": scenarios,
         "reranking": ranked_,
@@ -196,12 +223,14 @@ def kept(
         "evidence": worth,
         "open_set": {name: plain(told) for name, told in strangers.items()},
         "slices": sliced,
-        "explanation": {
-            "blanked": shown.blanked,
-            "left_out": shown.left_out,
-            "on_hand": {
-                kind: float(np.nanmean(share[known])) if known.any() else None
-                for kind, share in shown.on_hand.items()
-            },
-        },
+        "explanation": {name: _looked(told) for name, told in shown.items()},
     }
+
+
+def _looked(told: Explanation) -> dict[str, Any]:
+    known = np.isfinite(told.on_hand["hand"])
+    means = {
+        kind: float(np.nanmean(share[known])) if np.isfinite(share[known]).any() else None
+        for kind, share in told.on_hand.items()
+    }
+    return {"blanked": told.blanked, "left_out": told.left_out, "on_hand": means}

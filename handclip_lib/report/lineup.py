@@ -21,6 +21,7 @@ from handclip_lib.params import ParamError
 from handclip_lib.report.results import Finished, finished_runs
 from handclip_lib.report.runs import Run, reports_root
 from handclip_lib.schema import Params
+from handclip_lib.schema_base import did_you_mean
 from handclip_lib.train import stages
 from handclip_lib.train.job import persons_taught
 
@@ -62,7 +63,8 @@ def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Conten
     The tower as it is comes first, then what finished runs have left (with the tag of a run that
     has one), the chain's last step, and `comparison.models`. Where no run trained stage 1, that is
     done now, and kept where notebook 02 would have left it. A model that was taught a person who is
-    tested here is left out, which is printed. Raises ParamError where two have one name.
+    tested here is left out, which is printed. Raises ParamError where two have one name, and where
+    `comparison.reference` is none of them.
     """
     p = run.params
     found = [Contender(ZERO_SHOT)]
@@ -81,7 +83,14 @@ def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Conten
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ParamError(f"two models would be called {twice[0]}; rename a tag or a weights file")
-    return [one for one in found if _may_be_tested(one, table, manifest)]
+    kept = [one for one in found if _may_be_tested(one, table, manifest)]
+    if p.comparison.reference not in {one.name for one in kept}:
+        near = did_you_mean(p.comparison.reference, names)
+        raise ParamError(
+            f"comparison.reference: there is no model '{p.comparison.reference}'{near}; there are"
+            f" {', '.join(one.name for one in kept)}"
+        )
+    return kept
 
 
 def _trained(run: Finished) -> list[Contender]:

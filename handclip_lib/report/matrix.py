@@ -114,7 +114,8 @@ def pairwise_heat(tests: Mapping[PAIRS, Mapping[str, Any]], title: str, metric: 
     shown = ax.imshow(points, cmap="RdBu", vmin=-reach, vmax=reach)
     for (i, j), value in np.ndenumerate(points):
         if i != j:
-            words = f"{100 * value:+.1f}".replace("-", "−") + ("*" if sure[i, j] else "")
+            words = f"{100 * value:+.1f}".replace("-", "−") if abs(value) >= 5e-4 else "0"
+            words += "*" if sure[i, j] else ""
             colour = "white" if abs(value) > 0.65 * reach else INK
             weight = "bold" if sure[i, j] else "normal"
             ax.text(
