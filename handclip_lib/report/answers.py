@@ -13,8 +13,8 @@ from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import calibration, openset, slices, verification
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
 from handclip_lib.evaluate.explanation import Explanation, explanation
-from handclip_lib.evaluate.pairs import by_kind, pairs_of, select_pairs
-from handclip_lib.evaluate.protocol import GALLERIES, evaluate
+from handclip_lib.evaluate.pairs import by_kind, distinct, pairs_of, select_pairs
+from handclip_lib.evaluate.protocol import evaluate
 from handclip_lib.evaluate.rates import supported
 from handclip_lib.evaluate.scenarios import evaluate_all
 from handclip_lib.evaluate.ways import ways
@@ -29,9 +29,9 @@ PerModel = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Verified:
-    """One-to-one comparisons of every model. pairs: `pairs_of` the gallery of all aspects (the own
-    one, where there is no other) in the first draw; rates: `verification_metrics` with their
-    curves; spans: `person_intervals`; each by model.
+    """One-to-one comparisons of every model. pairs: of queries and own gallery over all draws, each
+    two photographs once; rates: `verification_metrics` with their curves; spans:
+    `person_intervals`; each by model.
     """
 
     pairs: dict[str, pd.DataFrame]
@@ -47,12 +47,11 @@ class Verified:
 def verified(
     models: Sequence[Contender], spaces: Mapping[str, Space], manifest: pd.DataFrame, p: Params
 ) -> Verified:
-    """Are two photographs of one hand? A person's other hand is an impostor."""
-    gallery = "all" if (manifest["split"] == GALLERIES["all"]).any() else "own"
+    """Are two photographs, of one aspect, of one hand?"""
     found = Verified({}, {}, {})
     for one in models:
         space = spaces[one.name]
-        pairs = pairs_of(space.z, space.images, manifest, gallery, draws=1)
+        pairs = distinct(pairs_of(space.z, space.images, manifest))
         both = pairs["similarity"], pairs["genuine"]
         sides = pairs["query_person"], pairs["gallery_person"]
         found.pairs[one.name] = pairs
