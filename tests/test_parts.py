@@ -231,7 +231,7 @@ def test_mgns_branches_are_maxima_over_copies_of_the_last_stage(name):
 @pytest.mark.parametrize("size", [None, (32, 96), (8, 24), (8, 56)])
 @torch.no_grad()
 def test_jpms_parts_are_the_class_token_with_a_group_of_patches(size):
-    encoder = taught(make("toy-vit", Adapt(parts="jpm", prompts=2), size))
+    encoder = taught(make("toy-vit", Adapt(parts="jpm", prompts=2, attention="channel"), size))
     told, x = seen(encoder), entered(encoder, images(encoder))
     count = told.tokens.shape[1]
     order = [*range(5 % count, count), *range(5 % count)]  # the first five at the end
