@@ -64,8 +64,8 @@ def test_one_in_twenty_tests_of_equal_models_is_below_5_percent(persons):
     for seed in range(1200):
         queries = rng.integers(2, 12, persons)
         who = np.repeat(np.arange(persons), queries)
-        rate = rng.beta(2, 1, persons)[who]
-        a, b = (rng.random((2, len(who))) < rate).astype(float)  # alike, yet not the same answers
+        rate = rng.beta(2, 1, (2, persons))[:, who]  # a person may suit one model: which, is chance
+        a, b = (rng.random((2, len(who))) < rate).astype(float)
         p.append(paired_test(a, b, who, samples=199, seed=seed)["p"])
     size = np.mean(np.array(p) <= 0.05)
     assert abs(size - 0.05) < 3 * np.sqrt(0.05 * 0.95 / len(p))
