@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import lightning_fabric as lf
 import numpy as np
@@ -73,7 +74,7 @@ def retrieval_features(
 
 
 def _cache(encoder: Encoder, store: Store, fabric: lf.Fabric, mirrored: bool) -> RowCache:
-    parts = {
+    parts: dict[str, Any] = {
         "version": [_VERSION, torch.__version__, open_clip.__version__, timm.__version__],
         "pixels": store.key,
         "preprocess": encoder.preprocess.as_dict(),

@@ -61,11 +61,7 @@ def explanation(
     map, is no error: `left_out` tells why.
     """
     images = queries["image"].tolist()
-    fabric.to_device(encoder)
-    pixels = store.pixels(images)
-    inputs = encoder.preprocess.normalise(pixels.to(fabric.device))
-    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[images])
-    told = None if codes is None else codes.to(fabric.device)
+    pixels, inputs, told = _given(encoder, store, images, fabric)
     maps, left_out = {}, {}
     with evaluating(encoder):
         for kind in (ROLLOUT, CAM):
@@ -87,6 +83,17 @@ def explanation(
     shares["hand"] = masks.mean(axis=(1, 2))
     who = tuple(map(int, queries["pid"]))
     return Explanation(tuple(images), who, pixels.numpy(), maps, masks, shares, blanked, left_out)
+
+
+def _given(
+    encoder: Encoder, store: Store, images: Sequence[str], fabric: lf.Fabric
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Pixels (N, H, W, 3) of images, the tower's input, and the codes of its adapter, if any."""
+    fabric.to_device(encoder)
+    pixels = store.pixels(images)
+    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[list(images)])
+    inputs = encoder.preprocess.normalise(pixels.to(fabric.device))
+    return pixels, inputs, None if codes is None else codes.to(fabric.device)
 
 
 def _blanked(
@@ -125,11 +132,7 @@ def faced(
     features: (2, D) of these images; each map shows what raises the cosine with the other one;
     places: `saliency.pair_evidence`. Raises TypeError on a tower without maps.
     """
-    fabric.to_device(encoder)
-    pixels = store.pixels(images)
-    inputs = encoder.preprocess.normalise(pixels.to(fabric.device))
-    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[list(images)])
-    told = None if codes is None else codes.to(fabric.device)
+    pixels, inputs, told = _given(encoder, store, images, fabric)
     masks = hand_masks(store, images)
     with evaluating(encoder):
         maps = similarity_cam(encoder, inputs, features[[1, 0]], feature, codes=told)

@@ -151,7 +151,7 @@ def source_of(held: Mapping[str, Any]) -> Source:
     return Source(name, build, tokenizer, held["model_cfg"], None, held["preprocess"])
 
 
-def rebuild(source: Source, held: Mapping[str, Any]) -> tuple[nn.Module, Adapter | None]:
+def rebuild(source: Source, held: Mapping[str, Any]) -> tuple[Any, Adapter | None]:
     """The checkpoint's model, at the image size that it was saved at, and its adapter.
 
     source: of `source_of`.
@@ -195,7 +195,7 @@ def _check_adapter(held: Mapping[str, Any], adapter: Adapter | None, path: Path)
     )
 
 
-def _fill(model: nn.Module, held: Mapping[str, Any], adapter: Adapter | None) -> None:
+def _fill(model: Any, held: Mapping[str, Any], adapter: Adapter | None) -> None:
     """Load the tensors; the model then has the image size that they were saved at."""
     visual, size = model.visual, tuple(held["preprocess"]["size"])
     if isinstance(visual, TimmModel) and resize.native_size(visual) == size:

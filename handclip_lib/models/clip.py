@@ -49,7 +49,7 @@ class Encoder(nn.Module):
         self.adapter = None
         self.name = source.name
         self.model_cfg = model_cfg
-        self._widths = towers.widths(model.visual, preprocess.size)
+        self._widths = towers.widths(self.visual, preprocess.size)
         self.tokenizer_name = source.tokenizer
         self._tokenizer: Any = None
 

@@ -1,7 +1,7 @@
 """MBA-Net as a model without texts, from the description that its checkpoints keep."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torchvision
@@ -13,7 +13,8 @@ from handclip_lib.models.mba import make_mba
 from handclip_lib.models.weights import RANDOM, WeightsError
 from handclip_lib.schema import Comparator
 
-RESNET50, IMAGENET = "resnet50", "imagenet"
+RESNET50: Final = "resnet50"
+IMAGENET = "imagenet"
 USUAL = {  # of torchvision's weights
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
@@ -23,6 +24,8 @@ USUAL = {  # of torchvision's weights
 
 class ImageModel(nn.Module):
     """An image tower alone, by the name that it has in open_clip's models."""
+
+    visual: nn.Module
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -41,8 +44,9 @@ def build(cfg: Mapping[str, Any], backbone: nn.Module | None = None) -> ImageMod
     if backbone is None and "layers" in vision:
         heads = vision["width"] * 32 // vision.get("head_width", 64)
         backbone = ModifiedResNet(vision["layers"], 1, heads, width=vision["width"])
+    stands_on = RESNET50 if backbone is None else backbone
     size = vision["image_size"]
-    return ImageModel(make_mba(backbone or RESNET50, size, told["rpe"], told["share_layer4"]))
+    return ImageModel(make_mba(stands_on, size, told["rpe"], told["share_layer4"]))
 
 
 def resnet50(pretrained: str) -> nn.Module:

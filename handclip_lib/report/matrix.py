@@ -64,8 +64,7 @@ def _cost(one: Contender) -> dict[str, str]:
     def told(value: float | None, form: str = ",.0f") -> str:
         return "–" if value is None else format(value, form)
 
-    trained = one.seconds is not None and one.images is not None
-    rate = one.images / one.seconds if trained and one.seconds else None
+    rate = one.images / one.seconds if one.images is not None and one.seconds else None
     return {
         "training (s)": told(one.seconds, ",.1f"),
         "images/s": told(rate),
