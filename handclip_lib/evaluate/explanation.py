@@ -12,7 +12,7 @@ import torch
 from handclip_lib.data.masks import hand_masks
 from handclip_lib.data.store import Store
 from handclip_lib.evaluate.embed import evaluating
-from handclip_lib.evaluate.faithfulness import deletion, faithfulness
+from handclip_lib.evaluate.faithfulness import agreement, deletion, faithfulness, randomised
 from handclip_lib.evaluate.saliency import (
     cells,
     on_hand,
@@ -117,6 +117,63 @@ def _blanked(
         codes=codes,
     )  # fmt: skip
     return faithfulness(frame, persons, seed=seed)
+
+
+def agreements(
+    encoder: Encoder,
+    store: Store,
+    images: Sequence[str],
+    references: np.ndarray,
+    fabric: lf.Fabric,
+    feature: Sequence[str] = ("pool", "proj"),
+    seed: int = 0,
+) -> dict[str, dict[str, np.ndarray]]:
+    """{kind of map: {stage: (N,)}}: how alike maps stay while the tower loses its weights.
+
+    Rank correlations with the maps of the whole tower, stages from the output to the pixels; a map
+    that stays the same was not made by what was learned. references: (N, D) as in `explanation`.
+    Raises TypeError on a tower of which the order of stages is not known.
+    """
+    fabric.to_device(encoder)
+    inputs = encoder.preprocess.normalise(store.pixels(images).to(fabric.device))
+    told = _codes(encoder, store, images, fabric)
+    with evaluating(encoder):
+        whole, _ = _maps(encoder, inputs, references, feature, told)
+    found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in whole}
+    for stage, other in randomised(encoder, seed):
+        with evaluating(other):
+            lost, _ = _maps(other, inputs, references, feature, told)
+        for kind, maps in lost.items():
+            found[kind][stage] = agreement(whole[kind], maps)
+    return found
+
+
+def _codes(
+    encoder: Encoder, store: Store, images: Sequence[str], fabric: lf.Fabric
+) -> torch.Tensor | None:
+    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[list(images)])
+    return None if codes is None else codes.to(fabric.device)
+
+
+def _maps(
+    encoder: Encoder,
+    inputs: torch.Tensor,
+    references: np.ndarray,
+    feature: Sequence[str],
+    codes: torch.Tensor | None,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Maps of each kind that the tower has, and why it has no others."""
+    makers = {
+        ROLLOUT: lambda: rollout(encoder, inputs, codes=codes),
+        CAM: lambda: similarity_cam(encoder, inputs, references, feature, codes=codes),
+    }
+    maps, left_out = {}, {}
+    for kind, make in makers.items():
+        try:
+            maps[kind] = make()
+        except TypeError as error:
+            left_out[kind] = str(error)
+    return maps, left_out
 
 
 def faced(

@@ -94,7 +94,7 @@ def similarity_cam(
     `feature`: a gallery photograph, or the mean of an identity. The gradient of the cosine times
     the activation at each place of the last map from which the features are read
     (`models.watch.last_stage`), summed over channels: HiResCAM, Draelos & Carin 2020,
-    arXiv:2011.08891, eq. 5. pooled: with the mean of the gradient over places instead, Grad-CAM,
+    arXiv:2011.08891. pooled: with the mean of the gradient over places instead, Grad-CAM,
     Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2; a class token's gradient differs from
     place to place, and its mean points elsewhere. 0 throughout where no place raises the cosine.
 
