@@ -1,7 +1,7 @@
 """MBA-Net as a model without texts, from the description that its checkpoints keep."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 import torchvision
@@ -44,9 +44,9 @@ def build(cfg: Mapping[str, Any], backbone: nn.Module | None = None) -> ImageMod
     if backbone is None and "layers" in vision:
         heads = vision["width"] * 32 // vision.get("head_width", 64)
         backbone = ModifiedResNet(vision["layers"], 1, heads, width=vision["width"])
-    stands_on = RESNET50 if backbone is None else backbone
+    start: Literal["resnet50"] | nn.Module = RESNET50 if backbone is None else backbone
     size = vision["image_size"]
-    return ImageModel(make_mba(stands_on, size, told["rpe"], told["share_layer4"]))
+    return ImageModel(make_mba(start, size, told["rpe"], told["share_layer4"]))
 
 
 def resnet50(pretrained: str) -> nn.Module:
