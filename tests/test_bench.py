@@ -37,6 +37,7 @@ def test_every_row_times_both_ways(monkeypatch):
     assert len(timed) == (15 if torch.cuda.is_available() else 10)
 
 
+@pytest.mark.slow  # torch has to be imported again
 def test_the_memory_of_a_way_is_measured_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(rerank, "QUERIES", 1500)
     held = np.ones(1 << 28, dtype=np.uint8)  # of this process, and none of the other's business
