@@ -11,6 +11,7 @@ from torch import nn
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.schema_train import Training
 from handclip_lib.train import optim
+from handclip_lib.train.ladder import ladder_of
 from handclip_lib.train.optim import Schedule, check_optimizer, make_optimizer, open_layers
 
 TEXT = {"width": 32, "heads": 2, "layers": 1, "context_length": 77, "vocab_size": 49408}
@@ -125,14 +126,14 @@ def test_tables_do_not_decay(encoders):
 
 
 def test_resnet_and_timm_towers_are_grouped_by_their_stages(encoders):
-    resnet = optim._ladder(encoders["optim-rn"].visual)
+    resnet = ladder_of(encoders["optim-rn"].visual)
     assert resnet.steps[0] == "stem" and resnet.steps[-1] == "attention pool" and resnet.top == 5
     assert resnet.depth["bn3.weight"] == 0 and resnet.depth["layer3.0.conv1.weight"] == 3
     assert resnet.depth["attnpool.positional_embedding"] == 5
-    timm = optim._ladder(encoders["optim-timm"].visual)
+    timm = ladder_of(encoders["optim-timm"].visual)
     assert timm.depth["trunk.pos_embed"] == 0 and timm.depth["trunk.blocks.0.norm1.bias"] == 1
     assert timm.depth["head.proj.weight"] == timm.top >= 3
-    staged = optim._ladder(encoders["optim-timm-rn"].visual)
+    staged = ladder_of(encoders["optim-timm-rn"].visual)
     depths = [staged.depth[f"trunk.layer{i}.0.conv1.weight"] for i in range(1, 5)]
     assert depths == sorted(set(depths))
 
@@ -140,7 +141,7 @@ def test_resnet_and_timm_towers_are_grouped_by_their_stages(encoders):
 def test_a_timm_tower_without_stages_is_one_step(encoders, monkeypatch):
     visual = encoders["optim-timm"].visual
     monkeypatch.setattr(type(visual.trunk), "group_matcher", None)
-    assert optim._ladder(visual).steps == ["stage 0"]
+    assert ladder_of(visual).steps == ["stage 0"]
 
 
 def test_optimizers(encoders):
@@ -171,7 +172,7 @@ def open_steps(encoder: Encoder) -> set[int]:
     """Depths at which anything asks for a gradient; none of the text may."""
     assert not any(p.requires_grad for p in encoder.model.transformer.parameters())
     assert not encoder.model.logit_scale.requires_grad
-    ladder = optim._ladder(encoder.visual)
+    ladder = ladder_of(encoder.visual)
     named = encoder.visual.named_parameters()
     found = {name: p.requires_grad for name, p in named}
     depths = {ladder.depth[name] for name, there in found.items() if there}
