@@ -9,7 +9,7 @@ import lightning_fabric as lf
 import numpy as np
 import pandas as pd
 
-from handclip_lib.aspects import CHAIN, CHAIN_FILES
+from handclip_lib.aspects import CHAIN
 from handclip_lib.data import splits
 from handclip_lib.data.check import listed
 from handclip_lib.data.store import open_store
@@ -84,11 +84,12 @@ def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Conten
     if twice:
         raise ParamError(f"two models would be called {twice[0]}; rename a tag or a weights file")
     kept = [one for one in found if _may_be_tested(one, table, manifest)]
-    if p.comparison.reference not in {one.name for one in kept}:
-        near = did_you_mean(p.comparison.reference, names)
+    there = [one.name for one in kept]
+    if p.comparison.reference not in there:
+        near = did_you_mean(p.comparison.reference, there)
         raise ParamError(
             f"comparison.reference: there is no model '{p.comparison.reference}'{near}; there are"
-            f" {', '.join(one.name for one in kept)}"
+            f" {', '.join(there)}"
         )
     return kept
 
@@ -105,12 +106,9 @@ def _trained(run: Finished) -> list[Contender]:
 
 def _chained(run: Finished) -> list[Contender]:
     """The chain's weights after its last step."""
-    folder = run.folder / "checkpoints"
-    last = [folder / f"{CHAIN_FILES[-1]}.pth", *sorted(folder.glob("step*.pth"), reverse=True)]
-    file = next((path for path in last if path.is_file()), None)
-    if file is None:
-        return []
-    return [_contender(CHAINED, file, run, list(run.metrics["training"][CHAINED].values()))]
+    trainings = run.metrics["training"][CHAINED]  # by the names of their files, in order
+    file = run.folder / "checkpoints" / f"{list(trainings)[-1]}.pth"
+    return [_contender(CHAINED, file, run, list(trainings.values()))] if file.is_file() else []
 
 
 def _contender(
