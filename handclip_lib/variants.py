@@ -135,7 +135,8 @@ def _check_chain(told: Chain, steps: Sequence[ChainStep]) -> None:
         )
         and {"lwf", "l2_sp", "ewc", "wise_ft", "soup"} & {*told.remedies},
         "a recipe's adapt has LoRA, or other things without LoRA": any(a.lora for a in lasting),
-        "finals need a tower without prompts, views, overlap, attention and parts": lasting and told.finals,
+        "finals need a tower without prompts, views, overlap, attention and parts": lasting
+        and told.finals,
         "several data sets have no replay, finals or classes union": several
         and ("replay" in told.remedies or told.finals or told.classes == "union"),
         "two other data sets have one name": any(known[s.name] != s.data for s in steps),

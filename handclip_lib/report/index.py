@@ -14,7 +14,7 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.charts import interval_chart
 from handclip_lib.report.page import banner, facts, page, percent_cell, provenance
 from handclip_lib.report.pooled import pooled, pooled_table
-from handclip_lib.report.results import Finished, finished_runs, one_row_each, results, seed_means
+from handclip_lib.report.results import Finished, finished_runs, results, seed_means, write_results
 from handclip_lib.report.runs import replace_text, reports_root
 from handclip_lib.report.sweeps import comparison, over_seeds
 from handclip_lib.report.transfers import pooled_transfers, transfers_table
@@ -23,14 +23,6 @@ from handclip_lib.schema import Params
 _SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
 _GALLERIES = (("own", "own gallery"), ("all", "all aspects"))
 _THUMB = (380, 260)  # pixels: twice what is shown, for dense screens
-
-
-def write_results(p: Params) -> Path:
-    """Write a study's results.csv, a row a model of a run, from its metrics.json; its path."""
-    root = reports_root(p) / p.study
-    path = root / "results.csv"
-    replace_text(path, _csv(one_row_each(finished_runs(root))))
-    return path
 
 
 def write_index(p: Params) -> Path:

@@ -14,7 +14,7 @@ from handclip_lib.evaluate.statistics import holm, paired_test
 from handclip_lib.params import guided_variants, stage2_variants
 from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, saying, styled
 from handclip_lib.report.lineup import STAGE1, Contender
-from handclip_lib.report.plots import GALLERIES, METRICS
+from handclip_lib.report.plots import GALLERIES, METRICS, retrieval_bars
 from handclip_lib.report.summary import percent
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Stage3b, Training
@@ -42,7 +42,8 @@ def matrix_table(
     spaces: Mapping[str, Mapping[str, float]],
     p: Params,
 ) -> pd.DataFrame:
-    """A row a model: its losses, scores in both galleries, cost of its training, feature quality.
+    """A row a model. `scores (%)`: in both galleries; `training and features`: its losses, what its
+    training cost, and how good its features are.
 
     scores: per cent with 95 % intervals in the own gallery, mAP by both definitions, and mAP among
     all aspects; spaces: {model: `evaluate.geometry.geometry`}. Images a second are those of the
@@ -51,13 +52,16 @@ def matrix_table(
     rows = {}
     for one in contenders:
         own, others = scores[one.name]["own"], scores[one.name].get("all")
-        found = {"losses": losses_of(p, one.name)}
-        found |= {label: percent(own[key]) for key, label in METRICS.items()}
+        found = {label: percent(own[key]) for key, label in METRICS.items()}
         found["mAP, all aspects"] = percent(others["map"]) if others else "–"
         space = spaces[one.name]
-        found |= {name: f"{space[name]:.3f}" for name in ("silhouette", "alignment")}
-        rows[one.name] = found | _cost(one)
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+        more = {"losses": losses_of(p, one.name)} | _cost(one)
+        more |= {name: f"{space[name]:.3f}" for name in ("silhouette", "alignment")}
+        rows[one.name] = {("scores (%)", key): value for key, value in found.items()}
+        rows[one.name] |= {("training and features", key): value for key, value in more.items()}
+    frame = pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="model"))
+    frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
+    return frame
 
 
 def _cost(one: Contender) -> dict[str, str]:
@@ -129,22 +133,29 @@ def pairwise_heat(tests: Mapping[PAIRS, Mapping[str, Any]], title: str, metric: 
     return fig
 
 
-def ways_table(scores: Mapping[str, Scores], metric: str = "map") -> pd.DataFrame:
-    """A row a way to rank, a column a model and gallery: per cent with 95 % intervals.
+def bars(scores: Scores, title: str) -> Figure:
+    """Rank-1 and mAP of every model in both galleries."""
+    return retrieval_bars(scores, title, metrics=("rank1", "map"))
 
-    scores: {model: {way: {gallery: scores}}}.
+
+def ways_table(
+    scores: Mapping[str, Scores], gallery: str = "own", metric: str = "map"
+) -> pd.DataFrame:
+    """A row a way to rank, a column a model: per cent with 95 % intervals.
+
+    scores: {model: {way: {gallery: scores}}}; a gallery that nobody was asked in gives no column.
     """
     frame = pd.DataFrame(
         {
-            (name, GALLERIES[gallery]): {
-                way: percent(found[gallery][metric]) for way, found in of_way.items()
+            name: {
+                way: percent(found[gallery][metric])
+                for way, found in of_way.items()
+                if gallery in found
             }
             for name, of_way in scores.items()
-            for gallery in next(iter(of_way.values()))
         }
     )
-    frame.columns.names = ["model", "gallery"]
-    return frame
+    return frame.rename_axis(index=f"{METRICS[metric]}, {GALLERIES[gallery]}")
 
 
 @styled

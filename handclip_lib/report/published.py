@@ -7,6 +7,7 @@ compares with were taken from a transcription of the paper's tables.
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,24 +40,35 @@ def published(dataset: str, aspect: str) -> pd.DataFrame:
 def published_table(dataset: str, aspect: str) -> pd.DataFrame:
     """`published` for readers: a row a method, by gallery, the best rank-1 first, in per cent.
 
-    An mAP that was derived is in brackets.
+    An mAP that was derived is in brackets. Of a method with versions (`… v5, …`) the best stands
+    for all, with their number and their range in the notes.
     """
     frame = published(dataset, aspect)
     frame = frame.sort_values(["gallery", "rank1"], ascending=[True, False], kind="stable")
-    rows = [
-        {
-            "gallery": f"{GALLERIES[row['gallery']]} ({row['entries']:,})",
-            "method": row["method"],
-            "trained on": row["trained"] or "–",
-            **{f"rank-{k}": _percent(row[f"rank{k}"]) for k in (1, 5, 10)},
-            "mAP": _percent(row["map"], row["ap"] != "standard"),
-            "mAP (trapezoid)": _percent(row["map_trapezoid"], row["ap"] == "standard"),
-            "source": row["source"],
-            "notes": row["notes"] or "–",
-        }
-        for row in frame.to_dict("records")
-    ]
+    frame["family"] = frame["method"].str.replace(r" v\d+", "", regex=True)
+    rows = []
+    for _, versions in frame.groupby(["gallery", "trained", "family"], sort=False):
+        row: dict[str, Any] = versions.iloc[0].to_dict()
+        rows.append(
+            {
+                "gallery": f"{GALLERIES[row['gallery']]} ({row['entries']:,})",
+                "method": row["method"],
+                "trained on": row["trained"] or "–",
+                **{f"rank-{k}": _percent(row[f"rank{k}"]) for k in (1, 5, 10)},
+                "mAP": _percent(row["map"], row["ap"] != "standard"),
+                "mAP (trapezoid)": _percent(row["map_trapezoid"], row["ap"] == "standard"),
+                "source": row["source"],
+                "notes": _versions(versions["rank1"]) + row["notes"] or "–",
+            }
+        )
     return pd.DataFrame(rows).set_index(["gallery", "method"]) if rows else pd.DataFrame()
+
+
+def _versions(rank1: pd.Series) -> str:
+    if len(rank1) == 1:
+        return ""
+    low, high = _percent(rank1.min()), _percent(rank1.max())
+    return f"best of {len(rank1)} versions, rank-1 from {low} to {high}; "
 
 
 @cache

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from handclip_lib.losses import tried
 from handclip_lib.models.clip import Encoder
@@ -29,6 +30,12 @@ def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         else (pd.MultiIndex.from_arrays([[], []], names=["model", "gallery"]))
     )
     return pd.DataFrame(columns, index).set_axis(names, axis=1)
+
+
+def whole(table: pd.DataFrame) -> Styler:
+    """A table with all its rows and words, as a report shows it; pandas alone cuts long ones."""
+    told: Styler = table.style
+    return told.set_properties(**{"text-align": "left"})
 
 
 def percent(score: Mapping[str, Any]) -> str:
