@@ -196,12 +196,12 @@ def test_a_file_of_weights_is_what_it_stands_on(tmp_path):
 # --- embedding ----------------------------------------------------------------------------------
 
 
-def test_features_of_its_own_tower_lie_elsewhere(table):
+def test_features_of_its_own_tower_lie_elsewhere(table, tmp_path):
     mine = small(fit="hand")
     names = table["image"].tolist()[:3]
     tower = load_encoder("tiny_rn", image_size=32)
     assert tower.preprocess == mine.preprocess
-    fabric, store = make_fabric(Params()), open_store(table, mine.preprocess)
+    fabric, store = make_fabric(Params()), open_store(table, mine.preprocess, tmp_path)
     for one in (mine, tower):
         embed(one, store, names, fabric)
     entries = [p for p in (store.cache / "features").iterdir() if p.is_dir()]

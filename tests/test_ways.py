@@ -70,6 +70,8 @@ def test_names_and_number():
         "gallery augmented 2, alpha 3",
     ]
     assert len(ways(Comparison(reranking=()))) == 4
+    twice = ways(Comparison(reranking=(Reranking(), Reranking(lam=0.5))))
+    assert len(twice) == 8 and "re-ranked 10/3, lambda 0.5, one by one" in twice
     with pytest.raises(ValueError, match="each is named once"):
         Comparison(reranking=(Reranking(), Reranking()))
 
@@ -84,8 +86,8 @@ def test_each_way_is_what_it_is_called(sides):
     some = {"k1": 4, "k2": 2, "lam": 0.5}, {"k1": 7, "k2": 1, "lam": 0.3}
     expected = {
         "cosine": cosine(query, gallery),
-        "re-ranked 4/2": -k_reciprocal(query, gallery, **some[0]),
-        "re-ranked 4/2, one by one": -inductive(query, gallery, **some[0]),
+        "re-ranked 4/2, lambda 0.5": -k_reciprocal(query, gallery, **some[0]),
+        "re-ranked 4/2, lambda 0.5, one by one": -inductive(query, gallery, **some[0]),
         "re-ranked 7/1": -k_reciprocal(query, gallery, **some[1]),
         "re-ranked 7/1, one by one": -inductive(query, gallery, **some[1]),
         "query expansion 2": cosine(expand_queries(query, gallery, 2), gallery),

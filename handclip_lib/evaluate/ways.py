@@ -10,7 +10,7 @@ import numpy.typing as npt
 from handclip_lib.evaluate.expansion import augment_gallery, expand_queries
 from handclip_lib.evaluate.protocol import Compare, cosine
 from handclip_lib.evaluate.rerank import inductive, k_reciprocal
-from handclip_lib.schema_eval import Comparison
+from handclip_lib.schema_eval import Comparison, Reranking
 
 Array = npt.NDArray[Any]
 
@@ -18,16 +18,16 @@ Array = npt.NDArray[Any]
 def ways(told: Comparison) -> dict[str, Compare]:
     """By name, what `protocol.evaluate` takes as `compare`: cosine, re-ranking, expansion.
 
-    `re-ranked k1/k2` sees all queries of a draw together, as the literature has it; `…, one by one`
-    knows one query and the gallery, as a search in practice does. Expansion and augmentation use
-    the gallery alone.
+    `re-ranked k1/k2` (with lambda, where that is not the usual one) sees all queries of a draw
+    together, as the literature has it; `…, one by one` knows one query and the gallery, as a search
+    in practice does. Expansion and augmentation use the gallery alone.
     """
     found: dict[str, Compare] = {"cosine": cosine}
     for one in told.reranking:
-        settings = one.model_dump()
-        name = f"re-ranked {one.k1}/{one.k2}"
-        found[name] = partial(_near, k_reciprocal, settings)
-        found[f"{name}, one by one"] = partial(_near, inductive, settings)
+        apart = f", lambda {one.lam:g}" if one.lam != Reranking().lam else ""
+        name = f"re-ranked {one.k1}/{one.k2}{apart}"
+        found[name] = partial(_near, k_reciprocal, one)
+        found[f"{name}, one by one"] = partial(_near, inductive, one)
     k, alpha = told.expand, told.expand_alpha
     found[f"query expansion {k}"] = partial(_expanded, k, 0.0)
     found[f"query expansion {k}, alpha {alpha:g}"] = partial(_expanded, k, alpha)
@@ -35,8 +35,8 @@ def ways(told: Comparison) -> dict[str, Compare]:
     return found
 
 
-def _near(distance: Any, settings: Mapping[str, Any], query: Array, gallery: Array) -> Array:
-    nearness: Array = -distance(query, gallery, **settings)
+def _near(distance: Any, told: Reranking, query: Array, gallery: Array) -> Array:
+    nearness: Array = -distance(query, gallery, told.k1, told.k2, told.lam)
     return nearness
 
 

@@ -18,7 +18,7 @@ from handclip_lib.evaluate.protocol import evaluate
 from handclip_lib.evaluate.rates import supported
 from handclip_lib.evaluate.scenarios import evaluate_all
 from handclip_lib.evaluate.ways import ways
-from handclip_lib.params import other_data
+from handclip_lib.params import ParamError, other_data
 from handclip_lib.report.errors import plain
 from handclip_lib.report.lineup import Contender, Space, images_of, space_of
 from handclip_lib.schema import Params
@@ -83,11 +83,14 @@ def asked(
     """{model: {scenario: scores}}, those on the data sets of `comparison.others` among them.
 
     On another data set, by its name there, a model that was trained here is searched in the
-    aspect's own gallery there, distractors included.
+    aspect's own gallery there, distractors included. Raises ParamError where it has a scenario's
+    name.
     """
     boots = (p.evaluation.bootstrap, p.seed)
     found = {one.name: evaluate_all(spaces[one.name].of, scenarios, *boots) for one in models}
     for name, there in other_data(p).items():
+        if name in scenarios:
+            raise ParamError(f"comparison.others.{name}: a test is called that already; rename it")
         table = tables.read(there)
         manifest = splits.manifest_for(there, table)
         manifest = manifest[manifest["split"].isin(("query", "gallery"))]

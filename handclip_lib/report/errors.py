@@ -43,7 +43,7 @@ def operating_table(points: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     points: {model: `operating_point`}; without any, one line that says why.
     """
     if not points:
-        return pd.DataFrame({"thresholds": ["none: no persons are held out to learn one from"]})
+        return pd.DataFrame({"thresholds": ["none: no persons are held out, or too few"]})
     rows = {
         name: {
             "threshold (cosine)": f"{told['threshold']:.3f}",
