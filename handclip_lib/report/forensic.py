@@ -94,6 +94,8 @@ def tippett(
     ratios: {model: (genuine (n,), impostor (m,))}; costs: {model: Cllr in bits}, for the legend.
     Evidence misleads left of 0 in genuine (solid) and right of it in impostor (dashed) pairs.
     """
+    if not ratios:
+        return saying(title, "no likelihood ratios: too few persons to calibrate on")
     fig, axes = canvas(title, size=(7.5, 4.8))
     ax = axes[0, 0]
     for i, (name, (genuine, impostor)) in enumerate(ratios.items()):
