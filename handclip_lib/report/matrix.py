@@ -59,9 +59,7 @@ def matrix_table(
         more |= {name: f"{space[name]:.3f}" for name in ("silhouette", "alignment")}
         rows[one.name] = {("scores (%)", key): value for key, value in found.items()}
         rows[one.name] |= {("training and features", key): value for key, value in more.items()}
-    frame = pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="model"))
-    frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
-    return frame
+    return pd.DataFrame(rows).T.rename_axis("model")
 
 
 def _cost(one: Contender) -> dict[str, str]:
