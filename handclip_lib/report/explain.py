@@ -212,7 +212,7 @@ def hand_table(shown: Mapping[str, Explanation]) -> pd.DataFrame:
                 "top less random": change.replace("-", "−"),
             }
         for kind, why in told.left_out.items():
-            rows[name, kind] = {"on the hand (%)": why}
+            rows[name, kind] = {"note": why}
     frame = pd.DataFrame(list(rows.values())).fillna("–")
     frame.index = pd.MultiIndex.from_tuples(list(rows), names=["model", "map"])
     return frame

@@ -152,6 +152,27 @@ def error_table(errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.Dat
     return _indexed(rows)
 
 
+def confusions(pairs: pd.DataFrame) -> pd.DataFrame:
+    """`evaluate.measures.confused` for readers: who is taken for whom, and how often."""
+    told = {
+        "asked for": pairs["pid"],
+        "found": pairs["found"],
+        "the same person's other hand": pairs["same_person"].map({True: "yes", False: "no"}),
+        "queries": pairs["count"],
+        "of that person's (%)": (100 * pairs["share"]).round(0).astype(int),
+        "mean cosine": pairs["similarity"].round(3),
+    }
+    return pd.DataFrame(told)
+
+
+def at_ranks_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`evaluate.measures.at_ranks` for readers: a row a k, per cent with 95 % intervals."""
+    values = (100 * found[["mean", "low", "high"]]).to_numpy(dtype=float)
+    shown = [f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in values]
+    frame = pd.Series(shown, index=found.index).unstack("measure")
+    return frame[["precision", "recall", "f1", "ndcg"]].rename(columns={"f1": "F1", "ndcg": "nDCG"})
+
+
 def gap(between: Mapping[str, Any] | None) -> str:
     """`yes over no: 3.1 [−0.4, 6.0] points`: best group over worst, with its 95 % interval."""
     if between is None:

@@ -30,7 +30,8 @@ th.name,td.name,tbody th,thead th:first-child{text-align:left}th[colspan]{text-a
 tbody th,td.name{color:var(--ink)}
 td small{display:block;font-size:.78rem}
 code,pre{font:.85rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-pre{overflow-x:auto;white-space:pre-wrap;background:var(--shade);padding:.7rem .9rem;border-radius:6px;margin:.5rem 0}
+pre{overflow-x:auto;white-space:pre-wrap;background:var(--shade)}
+pre{padding:.7rem .9rem;border-radius:6px;margin:.5rem 0}
 code{background:var(--shade);padding:.1em .3em;border-radius:4px}pre code{background:none;padding:0}
 img{max-width:100%;height:auto;background:#fff;border-radius:4px}
 details{margin:.5rem 0}summary{cursor:pointer;color:var(--link)}

@@ -48,7 +48,7 @@ def published_table(dataset: str, aspect: str) -> pd.DataFrame:
     frame["family"] = frame["method"].str.replace(r" v\d+", "", regex=True)
     rows = []
     for _, versions in frame.groupby(["gallery", "trained", "family"], sort=False):
-        row: dict[str, Any] = versions.iloc[0].to_dict()
+        row: dict[Any, Any] = versions.iloc[0].to_dict()
         rows.append(
             {
                 "gallery": f"{GALLERIES[row['gallery']]} ({row['entries']:,})",

@@ -35,8 +35,8 @@ def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 def whole(table: pd.DataFrame) -> Styler:
     """A table with all its rows and words, as a report shows it; pandas alone cuts long ones."""
     told: Styler = table.style
-    left = {"selector": "th", "props": [("text-align", "left")]}
-    return told.set_properties(**{"text-align": "left"}).set_table_styles([left])
+    left: Any = {"selector": "th, td", "props": [("text-align", "left")]}
+    return told.set_table_styles([left])
 
 
 def percent(score: Mapping[str, Any]) -> str:
