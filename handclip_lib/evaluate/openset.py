@@ -10,8 +10,8 @@ import pandas as pd
 
 from handclip_lib.evaluate.protocol import GALLERIES, similarities
 from handclip_lib.evaluate.rates import (
-    Floats,
     Ladder,
+    at_levels,
     error_rates,
     first_at,
     intervals,
@@ -103,7 +103,7 @@ def open_set_metrics(found: pd.DataFrame) -> dict[str, Any]:
     n_mated, n_non_mated = int(at.genuine.sum()), int((~at.genuine).sum())
     shown = np.isfinite(at.thresholds) | (at.thresholds > 0)  # -inf is no threshold
     return {
-        "dir_at_fpir": _detected(fpir, fnir, n_non_mated),
+        "dir_at_fpir": at_levels(fpir, 1 - fnir, LEVELS, n_non_mated),
         "rank1": float(found.loc[found["mated"], "correct"].mean()),
         "n_mated": n_mated,
         "n_non_mated": n_non_mated,
@@ -116,11 +116,11 @@ def open_set_metrics(found: pd.DataFrame) -> dict[str, Any]:
 def open_set_intervals(
     found: pd.DataFrame, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Any]:
-    """Percentile intervals [low, high] of `rank1` and `dir_at_fpir`, from resampling persons asked.
+    """Intervals [low, high] of `rank1` and `dir_at_fpir`: expanded percentiles of drawn persons.
 
-    found: `searches`. Persons come with their searches of all draws, mated or not; the galleries
-    stay as they are. Samples without a search of either kind are left out. `persons`: how many.
-    Raises ValueError as `open_set_metrics` does and with fewer than two persons.
+    found: `searches`. Persons asked for come with their searches of all draws, mated or not; the
+    galleries stay as they are. Samples without a search of either kind are left out. `persons`: how
+    many. Raises ValueError as `open_set_metrics` does and with fewer than two persons.
     """
     at = merged(_ladder(found))
     names, who = np.unique(found["pid"], return_inverse=True)
@@ -133,7 +133,7 @@ def open_set_intervals(
             fpir, fnir = error_rates(genuine, impostor)
             rates = [float(1 - fnir[first_at(fpir, LEVELS[name])]) for name in known]
             drawn.append([float(1 - weights[wrong].sum() / genuine.sum()), *rates])
-    rank1, *rest = intervals(drawn, level)
+    rank1, *rest = intervals(drawn, len(names), level)
     of_level = dict(zip(known, rest, strict=True))
     rates_at = {name: of_level.get(name) for name in LEVELS}
     return {"rank1": rank1, "dir_at_fpir": rates_at, "persons": len(names)}
@@ -146,10 +146,3 @@ def _ladder(found: pd.DataFrame) -> Ladder:
         raise ValueError("searches with and without a mate are needed: see leave_out")
     right = found["correct"].to_numpy(dtype=bool)
     return ladder(np.where(mated & ~right, -np.inf, found["similarity"]), mated)
-
-
-def _detected(fpir: Floats, fnir: Floats, n: int) -> dict[str, float | None]:
-    return {
-        name: float(1 - fnir[first_at(fpir, level)]) if supported(level, n) else None
-        for name, level in LEVELS.items()
-    }

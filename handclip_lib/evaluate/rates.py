@@ -4,11 +4,13 @@ A score at or above the threshold is accepted. Scores that tie are accepted toge
 operating point. Rates of few pairs are no rates: the rules of 30 and of 3 say when.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from handclip_lib.evaluate.statistics import percentiles
 
 RULE_OF_30 = 30  # errors that must be expected before a rate is given (Doddington et al. 2000)
 Floats = npt.NDArray[np.float64]
@@ -116,6 +118,20 @@ def supported(level: float, n: int) -> bool:
     return n >= round(RULE_OF_30 / level)
 
 
+def at_levels(
+    fmr: Floats, values: Floats, levels: Mapping[str, float], n: int
+) -> dict[str, float | None]:
+    """{name: the curve's value at the lowest threshold whose FMR is that level at most}.
+
+    fmr, values: (T + 1,) of the same thresholds; n: impostor trials. None at a level that they do
+    not bear out (`supported`).
+    """
+    return {
+        name: float(values[first_at(fmr, level)]) if supported(level, n) else None
+        for name, level in levels.items()
+    }
+
+
 def upper_bound(rate: float, n: int) -> float | None:
     """What no error among n trials leaves possible at 95 %, 3 / n; None where there were errors.
 
@@ -137,14 +153,14 @@ def resampled(persons: int, samples: int, seed: int) -> Iterator[Floats]:
     yield from rng.multinomial(persons, np.full(persons, 1 / persons), size=samples).astype(float)
 
 
-def intervals(drawn: Sequence[Sequence[float]], level: float) -> list[list[float]]:
-    """Percentile interval [low, high] of each of K numbers, from B samples of them, (B, K).
+def intervals(drawn: Sequence[Sequence[float]], persons: int, level: float) -> list[list[float]]:
+    """Expanded percentile interval [low, high] of each of K numbers, from B samples, (B, K).
 
-    Raises ValueError where level is not in (0, 1) and where there is no sample.
+    persons: how many were resampled, at least 2; `statistics.percentiles` says what their number
+    asks for. Raises ValueError where level is not in (0, 1) and where there is no sample.
     """
     if not 0 < level < 1 or not drawn:
         raise ValueError(
             f"level={level} must lie in (0, 1)" if drawn else "no sample of persons has both kinds"
         )
-    tail = (1 - level) / 2
-    return np.quantile(np.asarray(drawn), [tail, 1 - tail], axis=0).T.tolist()
+    return np.quantile(np.asarray(drawn), percentiles(persons, level), axis=0).T.tolist()

@@ -9,6 +9,7 @@ from handclip_lib.evaluate.rates import (
     Floats,
     Ladder,
     area,
+    at_levels,
     equal_error,
     error_rates,
     first_at,
@@ -43,7 +44,7 @@ def verification_metrics(scores: npt.ArrayLike, is_genuine: npt.ArrayLike) -> di
     genuine, impostor = tally(at)
     fmr, fnmr = error_rates(genuine, impostor)
     n = {"n_genuine": int(genuine.sum()), "n_impostor": int(impostor.sum())}
-    eer, missed = equal_error(fmr, fnmr), _missed(fmr, fnmr, n["n_impostor"])
+    eer, missed = equal_error(fmr, fnmr), at_levels(fmr, fnmr, LEVELS, n["n_impostor"])
     return {
         "eer": eer,
         "auc": area(genuine, impostor),
@@ -70,7 +71,7 @@ def person_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """Percentile intervals [low, high] of `eer, auc, fnmr_at_fmr`, from resampling persons.
+    """Intervals [low, high] of `eer, auc, fnmr_at_fmr`: expanded percentiles of resampled persons.
 
     Arguments (n,), a pair an entry; persons: whose photographs they are, another hand of a person
     being the same person. Persons are drawn with replacement, once for both sides: a pair of two
@@ -78,7 +79,8 @@ def person_intervals(
     neither a query's photographs nor a gallery entry that resembles everybody pass for independent
     evidence. A sample without genuine or impostor pairs is left out. An interval [0, 0] says that
     nothing failed, not that nothing can: see `fnmr_upper`. `persons`: how many there were; with
-    fewer than some 20, read intervals as rough ones. Bolle et al. 2004; Owen 2007.
+    fewer than some 20, read intervals as rough ones; `statistics.percentiles` says how few persons
+    are allowed for. Bolle et al. 2004; Owen 2007.
 
     Raises ValueError as `verification_metrics` does, and where fewer than two persons have
     genuine pairs.
@@ -94,7 +96,7 @@ def person_intervals(
             fmr, fnmr = error_rates(genuine, impostor)
             rates = [float(fnmr[first_at(fmr, LEVELS[name])]) for name in known]
             drawn.append([equal_error(fmr, fnmr), area(genuine, impostor), *rates])
-    eer, auc, *rest = intervals(drawn, level)
+    eer, auc, *rest = intervals(drawn, persons, level)
     found = dict(zip(known, rest, strict=True))
     rates_at = {name: found.get(name) for name in LEVELS}
     return {"eer": eer, "auc": auc, "fnmr_at_fmr": rates_at, "persons": persons}
@@ -171,13 +173,6 @@ def _finite(scores: npt.ArrayLike, is_genuine: npt.ArrayLike) -> Ladder:
     if not np.isfinite(at.thresholds[0]):
         raise ValueError("scores hold NaN or infinity")
     return at
-
-
-def _missed(fmr: Floats, fnmr: Floats, n: int) -> dict[str, float | None]:
-    return {
-        name: float(fnmr[first_at(fmr, level)]) if supported(level, n) else None
-        for name, level in LEVELS.items()
-    }
 
 
 def _d_prime(scores: Floats, genuine: Floats, impostor: Floats) -> float | None:
