@@ -41,7 +41,7 @@ class MBANet(nn.Module):
         self.stem = _stem(backbone)
         layers = [copy.deepcopy(getattr(backbone, f"layer{i}")) for i in range(1, 5)]
         self.layer1, self.layer2, self.layer3, last = layers
-        _stride_1(last)
+        take_strides(last)
         copies = 1 if share_layer4 else len(BRANCHES)
         self.layer4 = nn.ModuleList([last, *(copy.deepcopy(last) for _ in range(1, copies))])
         below = nn.Sequential(self.stem, self.layer1, self.layer2, self.layer3)
@@ -114,8 +114,11 @@ def _stem(backbone: nn.Module) -> nn.Sequential:
     return nn.Sequential(parts)
 
 
-def _stride_1(layer: nn.Module) -> None:
-    """Take a layer's strides away; in open_clip's ResNet they are average pools."""
+def take_strides(layer: nn.Module) -> None:
+    """Take a ResNet layer's strides away, in place: its map stays as large as it enters.
+
+    In torchvision's ResNet convolutions have them, in open_clip's average pools.
+    """
     for module in layer.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)

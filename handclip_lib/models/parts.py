@@ -13,6 +13,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
+from handclip_lib.models.mba import take_strides
 from handclip_lib.models.towers import Features
 from handclip_lib.schema_train import Adapt
 
@@ -218,6 +219,5 @@ def _copied(visual: Any) -> nn.Module:
         return copy.deepcopy(nn.Sequential(visual.transformer.resblocks[-1], visual.ln_post))
     assert isinstance(visual, ModifiedResNet)
     layer = copy.deepcopy(visual.layer4)
-    layer[0].avgpool = nn.Identity()
-    setattr(layer[0].downsample, "-1", nn.Identity())
+    take_strides(layer)
     return layer
