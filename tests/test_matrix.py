@@ -207,7 +207,7 @@ def test_errors_table():
 
 
 def test_operating_table():
-    assert errors.operating_table({}).iloc[0, 0].startswith("none: no persons are held out")
+    assert errors.operating_table({}).iloc[0, 0] == "none (the reason is printed above)"
     point = {"threshold": 0.12345, "fmr": 0.0, "fmr_upper": 0.01, "fnmr": 0.1, "fnmr_upper": None}
     found = errors.operating_table({"m": point}).loc["m"]
     assert found.tolist() == ["0.123", "0.0 (< 1)", "10.0"]

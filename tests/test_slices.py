@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from handclip_lib.evaluate import slices
 from handclip_lib.evaluate.slices import group_errors, groups_of, sliced
 from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.report.groups import (
@@ -133,33 +132,33 @@ def test_difference_of_best_and_worst_with_persons_resampled_within():
 # -- errors at a threshold ------------------------------------------------------------------------
 
 
-def make_pairs():
-    """Six persons, five queries each, against every person: a's are alike, b's are not."""
+def make_pairs(shots=5):
+    """Six persons, each with queries against every person: a's are alike, b's are not."""
     rows = []
     for q in range(6):
         for g in range(6):
             alike = 0.8 if q == g else (0.6 if q < 3 and g < 3 else 0.2)
-            rows += [(q, g, alike - 0.4 * (q == g == 5 and k == 0), q == g) for k in range(5)]
+            rows += [(q, g, alike - 0.4 * (q == g == 5 and k == 0), q == g) for k in range(shots)]
     columns = ["query_person", "gallery_person", "similarity", "genuine"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def test_errors_of_pairs_within_a_group_at_a_threshold(monkeypatch):
-    monkeypatch.setattr(slices, "PAIRS", 10)
+def test_errors_of_pairs_within_a_group_at_a_threshold():
     groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
-    found = group_errors(make_pairs(), groups, threshold=0.6, minimum=3)["kind"]
+    found = group_errors(make_pairs(10), groups, threshold=0.6, minimum=3)["kind"]
     a, b = found["a"], found["b"]
-    assert (a["persons"], a["n_genuine"], a["n_impostor"]) == (3, 15, 30)
-    assert a["fmr"] == 1.0 and a["fmr_below"] is None  # at the threshold is above it
-    assert a["fnmr"] == 0.0 and a["fnmr_below"] == pytest.approx(3 / 15)
-    assert b["fmr"] == 0.0 and b["fmr_below"] == pytest.approx(3 / 30)
-    assert b["fnmr"] == pytest.approx(1 / 15)
+    assert (a["persons"], a["n_genuine"], a["n_impostor"]) == (3, 30, 60)
+    assert a["fmr"] == 1.0 and a["fmr_upper"] is None  # at the threshold is above it
+    assert a["fnmr"] == 0.0 and a["fnmr_upper"] == pytest.approx(3 / 30)
+    assert b["fmr"] == 0.0 and b["fmr_upper"] == pytest.approx(3 / 60)
+    assert b["fnmr"] == pytest.approx(1 / 30) and b["fnmr_upper"] is None
 
 
 def test_error_rates_of_few_persons_or_pairs_are_withheld():
     groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
     few = group_errors(make_pairs(), groups, threshold=0.5)["kind"]["a"]
     assert few["fmr"] is None and few["fnmr"] is None and few["n_impostor"] == 30
+    assert few["fmr_upper"] is None and few["fnmr_upper"] is None
     told = group_errors(make_pairs(), groups, threshold=0.5, minimum=3)["kind"]["a"]
     assert told["fmr"] == 1.0 and told["fnmr"] is None  # 30 impostor pairs, 15 genuine ones
 
@@ -178,7 +177,7 @@ def test_tables_say_where_there_is_no_number():
     assert slice_table({}).empty
     groups = {"nailPolish": {p: "no" if p < 3 else "yes" for p in range(6)}}
     errors = error_table(group_errors(make_pairs(), groups, threshold=0.7, minimum=3))
-    assert errors.loc[("nail polish", "no"), "FMR (%)"] == "< 10"
+    assert errors.loc[("nail polish", "no"), "FMR (%)"] == "0.0 (< 10)"
     assert errors.loc[("nail polish", "no"), "FNMR (%)"] == "no number"
 
 

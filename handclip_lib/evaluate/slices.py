@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from handclip_lib.evaluate.rates import supported, upper_bound
 from handclip_lib.evaluate.statistics import percentiles, person_bootstrap
 
 TRAITS = ("gender", "age", "skinColor", "nailPolish", "irregularities")
 METRICS = {"rank1": "rank1", "map": "ap"}  # metric -> column of `protocol.per_query`
 AGES = (21, 25, 40)  # a band begins at each; most persons of 11k Hands are from 20 to 23
 PERSONS = 5  # fewer make no group
-PAIRS = 30  # fewer make no error rate
 _FLAGS = {"0": "no", "1": "yes"}
 
 Groups = Mapping[str, Mapping[int, str]]  # trait -> person -> group
@@ -80,8 +80,9 @@ def group_errors(
     pairs: `evaluate.pairs.pairs_of`; threshold: learned on other persons; at or above it a pair
     passes for one hand. Both persons of a pair are of the group, as an impostor would choose who to
     pass for. Rates: `persons` asked for, `n_genuine`, `n_impostor` pairs, `fnmr` and `fmr` (0–1); a
-    rate is None where its pairs are fewer than 30, or show fewer than `minimum` persons.
-    `fnmr_below`, `fmr_below`: 3 / n where none of n pairs failed (the rule of three), else None.
+    rate is None where its pairs are fewer than 30, of which no 30 errors can be expected (the rule
+    of 30), or show fewer than `minimum` persons. `fnmr_upper, fmr_upper`: 3 / n where none of n
+    pairs failed, else None, as in `verification.operating_point`.
     """
     wrong = (pairs["similarity"] >= threshold) != pairs["genuine"]
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -99,10 +100,10 @@ def _rates(pairs: pd.DataFrame, wrong: pd.Series, minimum: int) -> dict[str, Any
     for kind, name, chosen in kinds:
         errors, of_kind = wrong[chosen], pairs[chosen]
         people = {*of_kind["query_person"], *of_kind["gallery_person"]}
-        enough = len(people) >= minimum and len(errors) >= PAIRS
+        enough = len(people) >= minimum and supported(1.0, len(errors))
         rate = float(errors.mean()) if enough else None
-        below = 3 / len(errors) if rate == 0 else None
-        rates |= {f"n_{kind}": len(errors), name: rate, f"{name}_below": below}
+        upper = None if rate is None else upper_bound(rate, len(errors))
+        rates |= {f"n_{kind}": len(errors), name: rate, f"{name}_upper": upper}
     return rates
 
 

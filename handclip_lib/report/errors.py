@@ -1,6 +1,6 @@
 """Tables of errors, of evidence and of open-set searches: what forensic readers ask for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,20 @@ def errors_table(
     """A row a model: EER, AUC and FNMR at each false match rate, per cent, with 95 % intervals.
 
     errors: {model: `verification_metrics`}; intervals: {model: `person_intervals`} of the same
-    pairs. A rate that the number of impostor pairs does not carry is withheld. `0 (< x)`: nothing
+    pairs. A rate that the number of impostor pairs does not carry is withheld. `0.0 (< x)`: nothing
     failed, and x is the bound of the rule of three.
     """
     rows = {}
     for name, told in errors.items():
         spans = intervals[name]
         row = {
-            "EER (%)": _share(told["eer"], spans["eer"], told["eer_upper"]),
-            "AUC (%)": _share(told["auc"], spans["auc"]),
+            "EER (%)": share(told["eer"], spans["eer"], told["eer_upper"]),
+            "AUC (%)": share(told["auc"], spans["auc"]),
             "d′": "–" if told["d_prime"] is None else f"{told['d_prime']:.2f}",
         }
         for level, fmr in LEVELS.items():
             rate, bound = told["fnmr_at_fmr"][level], told["fnmr_upper"][level]
-            shown = _FEW if rate is None else _share(rate, spans["fnmr_at_fmr"][level], bound)
+            shown = _FEW if rate is None else share(rate, spans["fnmr_at_fmr"][level], bound)
             row[f"FNMR at FMR {100 * fmr:g} %"] = shown
         row |= {"genuine pairs": f"{told['n_genuine']:,}", "persons": spans["persons"]}
         rows[name] = row | {"impostor pairs": f"{told['n_impostor']:,}"}
@@ -40,15 +40,16 @@ def errors_table(
 def operating_table(points: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """A row a model: the threshold from other persons, and the errors that it makes here.
 
-    points: {model: `operating_point`}; without any, one line that says why.
+    points: {model: `operating_point`}; without any, one line that points to the reason, which
+    `answers.operating_points` prints.
     """
     if not points:
-        return pd.DataFrame({"thresholds": ["none: no persons are held out, or too few"]})
+        return pd.DataFrame({"thresholds": ["none (the reason is printed above)"]})
     rows = {
         name: {
             "threshold (cosine)": f"{told['threshold']:.3f}",
-            "FMR (%)": _share(told["fmr"], None, told["fmr_upper"]),
-            "FNMR (%)": _share(told["fnmr"], None, told["fnmr_upper"]),
+            "FMR (%)": share(told["fmr"], None, told["fmr_upper"]),
+            "FNMR (%)": share(told["fnmr"], None, told["fnmr_upper"]),
         }
         for name, told in points.items()
     }
@@ -89,9 +90,9 @@ def open_set_table(
     rows = {}
     for name, told in found.items():
         spans = intervals[name]
-        row = {"rank-1 of mated searches (%)": _share(told["rank1"], spans["rank1"])}
+        row = {"rank-1 of mated searches (%)": share(told["rank1"], spans["rank1"])}
         for level, rate in told["dir_at_fpir"].items():
-            shown = _FEW if rate is None else _share(rate, spans["dir_at_fpir"][level])
+            shown = _FEW if rate is None else share(rate, spans["dir_at_fpir"][level])
             row[f"found at FPIR {100 * float(level):g} %"] = shown
         counts = {"mated searches": told["n_mated"], "others": told["n_non_mated"]}
         rows[name] = row | {key: f"{n:,}" for key, n in counts.items()}
@@ -103,8 +104,12 @@ def plain(errors: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in errors.items() if not isinstance(value, np.ndarray)}
 
 
-def _share(rate: float, span: Any = None, bound: float | None = None) -> str:
+def share(rate: float, span: Sequence[float] | None = None, bound: float | None = None) -> str:
+    """A rate (0–1) in per cent: with its 95 % interval `1.2 [0.8, 1.9]`, or `0.0 (< x)`.
+
+    bound: the upper bound x of a rate of which no error was seen; given, it stands for the span.
+    """
     words = f"{100 * rate:.1f}"
     if bound is not None:
         return f"{words} (< {100 * bound:.2g})"
-    return words + (f" [{100 * span[0]:.1f}, {100 * span[1]:.1f}]" if span else "")
+    return words if span is None else f"{words} [{100 * span[0]:.1f}, {100 * span[1]:.1f}]"

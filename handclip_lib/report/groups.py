@@ -12,6 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.data.check import quantity
 from handclip_lib.report.canvas import INK, PALETTE, QUIET, canvas, grid_lines, saying, styled
+from handclip_lib.report.errors import share
 from handclip_lib.report.plots import METRICS
 from handclip_lib.report.summary import percent
 
@@ -138,8 +139,8 @@ def slice_table(slices: Mapping[str, Any]) -> pd.DataFrame:
 def error_table(errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
     """A row a group: pairs and error rates in per cent at one threshold.
 
-    errors: `evaluate.slices.group_errors`. `< x`: none of the pairs failed, and that is the bound
-    of the rule of three.
+    errors: `evaluate.slices.group_errors`. `0.0 (< x)`: none of the pairs failed, and x is the
+    bound of the rule of three.
     """
     rows = {}
     for trait, groups in errors.items():
@@ -147,7 +148,7 @@ def error_table(errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.Dat
             row: dict[str, Any] = {"persons": rates["persons"]}
             for rate, kind in (("fnmr", "genuine"), ("fmr", "impostor")):
                 row[f"{kind} pairs"] = f"{rates[f'n_{kind}']:,}"
-                row[f"{rate.upper()} (%)"] = _rate(rates[rate], rates[f"{rate}_below"])
+                row[f"{rate.upper()} (%)"] = _rate(rates[rate], rates[f"{rate}_upper"])
             rows[_trait(trait), group] = row
     return _indexed(rows)
 
@@ -182,10 +183,8 @@ def gap(between: Mapping[str, Any] | None) -> str:
     return f"{between['best']} over {between['worst']}: {text.replace('-', '−')}"
 
 
-def _rate(rate: float | None, below: float | None) -> str:
-    if rate is None:
-        return _FEW
-    return f"< {100 * below:.2g}" if below else f"{100 * rate:.3g}"
+def _rate(rate: float | None, upper: float | None) -> str:
+    return _FEW if rate is None else share(rate, bound=upper)
 
 
 def _trait(name: str) -> str:
