@@ -7,7 +7,7 @@ import pandas as pd
 from pydantic import BeforeValidator, Field, field_validator
 
 from handclip_lib.aspects import ASPECTS
-from handclip_lib.schema_base import Count, Node, Text, Whole, did_you_mean, no_bool
+from handclip_lib.schema_base import Count, Model, Node, Text, Whole, did_you_mean, no_bool
 from handclip_lib.schema_chain import Chain
 from handclip_lib.schema_eval import Comparison
 from handclip_lib.schema_train import Stage1, Stage2, Stage3a, Stage3b
@@ -39,17 +39,6 @@ class Split(Node):
     # What a class is where aspects are trained together: the person, a side's hand, or each view
     identity: Literal["person", "hand", "aspect_hand"] = "hand"
     legacy_tree: Text = ""  # a train_val_test_split_<aspect> folder to take as it is
-
-
-class Model(Node):
-    """An image tower: any open_clip name, `tiny`, `tiny_rn`, or a path; and how it sees images."""
-
-    name: str = "ViT-B-16-quickgelu"
-    pretrained: Text = "openai"  # an open_clip tag, a weights file, or empty for what `name` holds
-    # Pixels, or (height, width); None: the tower's own
-    image_size: Count | tuple[Count, Count] | None = None
-    mirror_left: bool | None = None  # left hands mirrored throughout; None: as its weights record
-    fit: Literal["squash", "pad", "hand"] | None = None  # None: as its weights record, else squash
 
 
 class Comparator(Node):

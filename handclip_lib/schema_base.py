@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -33,6 +33,17 @@ Whole = Annotated[int, BeforeValidator(no_bool), Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(no_bool), Field(gt=0)]
 Amount = Annotated[float, BeforeValidator(no_bool), Field(ge=0)]
 Share = Annotated[float, BeforeValidator(no_bool), Field(ge=0, le=1)]
+
+
+class Model(Node):
+    """An image tower: any open_clip name, `tiny`, `tiny_rn`, or a path; and how it sees images."""
+
+    name: str = "ViT-B-16-quickgelu"
+    pretrained: Text = "openai"  # an open_clip tag, a weights file, or empty for what `name` holds
+    # Pixels, or (height, width); None: the tower's own
+    image_size: Count | tuple[Count, Count] | None = None
+    mirror_left: bool | None = None  # left hands mirrored throughout; None: as its weights record
+    fit: Literal["squash", "pad", "hand"] | None = None  # None: as its weights record, else squash
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -4,7 +4,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from handclip_lib.schema_base import Amount, Count, Node, Share, no_bool
+from handclip_lib.schema_base import Amount, Count, Model, Node, Share, no_bool
+
+
+def _named(value: object) -> object:
+    """A name alone is a tower that brings its weights along: a folder, a file, `tiny_rn`."""
+    return {"name": value, "pretrained": ""} if isinstance(value, str) else value
 
 
 class Reranking(Node):
@@ -20,7 +25,8 @@ class Comparison(Node):
 
     reference: str = "stage1"  # the row that others are tested against
     shown: tuple[str, ...] = ("zero_shot", "stage1", "mba")  # rows that are looked at closely
-    models: tuple[str, ...] = ()  # further towers: open_clip names, model folders, weights files
+    # Further towers, as `model`: {name: ViT-B-32, pretrained: TAG}; a folder or file by its name
+    models: tuple[Annotated[Model, BeforeValidator(_named)], ...] = ()
     reranking: tuple[Reranking, ...] = (Reranking(), Reranking(k1=20, k2=6))
     expand: Count = 3  # gallery entries that are added to a query, and to a gallery entry
     expand_alpha: Amount = 3.0  # power of the similarity that they weigh
@@ -28,9 +34,10 @@ class Comparison(Node):
     open_share: Annotated[float, BeforeValidator(no_bool), Field(gt=0, lt=1)] = 0.3
     fmr: Annotated[float, BeforeValidator(no_bool), Field(gt=0, lt=1)] = 0.01  # of the threshold
     folds: Annotated[int, BeforeValidator(no_bool), Field(ge=3)] = 5  # of persons, for calibration
-    others: dict[str, dict[str, Any]] = {}  # other data sets by name: what differs from `data`
-    photographs: Count = 4  # that are explained
-    deleted: Share = 0.1  # of an image's patches
+    # Other data sets by name: what differs from `data`, and `aspect`, where it has another
+    others: dict[str, dict[str, Any]] = {}
+    photographs: Count = 4  # whose maps are shown; the first of every person is explained
+    deleted: Share = 0.1  # of the places that are blanked, on the hand where it is known
 
     @field_validator("shown", "models", "reranking")
     @classmethod

@@ -107,14 +107,20 @@ def chain_recipe(p: Params) -> ChainStep:
 
 
 def other_data(p: Params) -> dict[str, Params]:
-    """The study with each of the data sets in `comparison.others`, by name.
+    """The study with each of the data sets in `comparison.others`, by name, and its aspect there.
 
     Raises ParamError with the path of the bad key.
     """
-    return {
-        name: p.model_copy(update={"data": _laid(p.data, told, f"comparison.others.{name}")})
-        for name, told in p.comparison.others.items()
-    }
+    found = {}
+    for name, told in p.comparison.others.items():
+        where = f"comparison.others.{name}"
+        aspect = str(told.get("aspect", p.aspect))
+        if aspect not in ASPECTS:
+            raise ParamError(f"{where}.aspect: unknown '{aspect}'{did_you_mean(aspect, ASPECTS)}")
+        own = {key: value for key, value in told.items() if key != "aspect"}
+        data = _laid(p.data, own, where)
+        found[name] = p.model_copy(update={"data": data, "aspect": aspect})
+    return found
 
 
 def _check_chain(told: Chain, steps: Sequence[ChainStep]) -> None:

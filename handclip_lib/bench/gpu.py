@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from handclip_lib.bench.row import Row, in_precision
 from handclip_lib.bench.training import BATCH, Trainer, data_path, make_trainer, precision
 from handclip_lib.device import make_fabric
-from handclip_lib.schema import Model, Params
+from handclip_lib.schema import Params
+from handclip_lib.schema_base import Model
 from handclip_lib.schema_train import Training
 from handclip_lib.train.fit import fit
 from handclip_lib.train.learner import Pictures

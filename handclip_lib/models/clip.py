@@ -22,7 +22,8 @@ from handclip_lib.models.parts import part_widths
 from handclip_lib.models.towers import Features
 from handclip_lib.models.weights import Source, WeightsError
 from handclip_lib.params import ParamError
-from handclip_lib.schema import Comparator, Model, Params
+from handclip_lib.schema import Comparator, Params
+from handclip_lib.schema_base import Model
 
 
 class Encoder(nn.Module):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from handclip_lib.data import splits, tables
+from handclip_lib.data.leaks import TESTING
 from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import calibration, openset, slices, verification
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
@@ -20,11 +21,24 @@ from handclip_lib.evaluate.scenarios import evaluate_all
 from handclip_lib.evaluate.ways import ways
 from handclip_lib.params import ParamError, other_data
 from handclip_lib.report.errors import plain
-from handclip_lib.report.lineup import Contender, Space, images_of, space_of
+from handclip_lib.report.lineup import Contender
+from handclip_lib.report.spaces import Space, images_of, space_of
 from handclip_lib.schema import Params
 
 _SAMPLES = 500  # of persons, where each costs a pass over all pairs
 PerModel = Mapping[str, Mapping[str, Any]]
+
+
+def embedded(
+    models: Sequence[Contender],
+    manifests: Sequence[pd.DataFrame],
+    table: pd.DataFrame,
+    p: Params,
+    fabric: lf.Fabric,
+) -> tuple[list[str], dict[str, Space]]:
+    """Every photograph that the manifests name, and each model's features of them."""
+    images = images_of(*manifests)
+    return images, {one.name: space_of(one, p, table, images, fabric) for one in models}
 
 
 @dataclass(frozen=True)
@@ -83,8 +97,8 @@ def asked(
     """{model: {scenario: scores}}, those on the data sets of `comparison.others` among them.
 
     On another data set, by its name there, a model that was trained here is searched in the
-    aspect's own gallery there, distractors included. Raises ParamError where it has a scenario's
-    name.
+    aspect's own gallery there, distractors included; one that was taught persons who are tested
+    there is left out, which is printed. Raises ParamError where it has a scenario's name.
     """
     boots = (p.evaluation.bootstrap, p.seed)
     found = {one.name: evaluate_all(spaces[one.name].of, scenarios, *boots) for one in models}
@@ -95,12 +109,22 @@ def asked(
         manifest = splits.manifest_for(there, table)
         manifest = manifest[manifest["split"].isin(("query", "gallery"))]
         for one in models:
+            if one.met(table, manifest, "query", "gallery"):
+                print(f"{one.name} is left out of {name}: it was taught persons of it")
+                continue
             space = space_of(one, there, table, images_of(manifest), fabric)
             found[one.name] |= evaluate_all(space.of, {name: manifest}, *boots)
     return found
 
 
-def ranked(space: Space, manifest: pd.DataFrame, p: Params) -> dict[str, dict[str, Any]]:
+def ranked(
+    one: Contender,
+    space: Space,
+    manifest: pd.DataFrame,
+    table: pd.DataFrame,
+    p: Params,
+    fabric: lf.Fabric,
+) -> dict[str, dict[str, Any]]:
     """{way: {gallery: scores}}: cosine, the `ways` of re-ranking, flip summing and whitening.
 
     Whitening is fitted to training photographs.
@@ -112,8 +136,11 @@ def ranked(space: Space, manifest: pd.DataFrame, p: Params) -> dict[str, dict[st
     }
     training = manifest.loc[manifest["split"] == "train", "image"].unique().tolist()
     whitening = fit_whitening(space.of(training), p.comparison.whiten)
-    more = {"flipped, added": space.flipped, "whitened": whiten(space.z, whitening)}
-    return found | {way: evaluate(z, images, manifest, *boots) for way, z in more.items()}
+    tested = images_of(manifest[manifest["split"].isin(TESTING)])
+    flipped = space_of(one, p, table, tested, fabric, flipped=True).z
+    found["flipped, added"] = evaluate(flipped, tested, manifest, *boots)
+    found["whitened"] = evaluate(whiten(space.z, whitening), images, manifest, *boots)
+    return found
 
 
 def operating_points(
@@ -149,17 +176,17 @@ def operating_points(
 def evidence(
     found: Verified, population: str, folds: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """{model: `calibration.evidence`}, {model: log10 ratios of genuine (n,), impostor (m,) pairs}.
+    """{model: worth as `calibration.evidence` says it}, {model: log10 ratios of genuine (n,), impostor (m,) pairs}.
 
     Each ratio is by a calibration that knows neither person. A model with too few persons has no
     ratios, and its evidence says why.
     """
-    worth = {n: calibration.evidence(f, population, folds) for n, f in found.pairs.items()}
-    ratios = {}
-    for name in (name for name, told in worth.items() if not told["withheld"]):
-        llr, _ = calibration.cross_fit(found.pairs[name], population, folds)
-        genuine = found.pairs[name]["genuine"].to_numpy()
-        ratios[name] = (llr[genuine], llr[~genuine])
+    worth, ratios = {}, {}
+    for name, pairs in found.pairs.items():
+        worth[name], llr = calibration.evidence(pairs, population, folds)
+        if llr is not None:
+            genuine = pairs["genuine"].to_numpy()
+            ratios[name] = (llr[genuine], llr[~genuine])
     return worth, ratios
 
 

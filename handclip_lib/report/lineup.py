@@ -5,23 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning_fabric as lf
-import numpy as np
 import pandas as pd
 
 from handclip_lib.aspects import CHAIN
 from handclip_lib.data import splits
 from handclip_lib.data.check import listed
-from handclip_lib.data.store import open_store
-from handclip_lib.evaluate import embed
-from handclip_lib.evaluate.ways import both_ways
-from handclip_lib.models.checkpoint import is_ours, read_checkpoint
-from handclip_lib.models.clip import Encoder, load_encoder
-from handclip_lib.params import ParamError
+from handclip_lib.data.manifest import TooFew
+from handclip_lib.models.checkpoint import find_checkpoint, is_ours, read_checkpoint
+from handclip_lib.models.clip import Encoder, encoder_of
+from handclip_lib.params import ParamError, guided_variants, stage2_variants
 from handclip_lib.report.results import Finished, finished_runs
 from handclip_lib.report.runs import Run, reports_root
 from handclip_lib.schema import Params
-from handclip_lib.schema_base import did_you_mean
+from handclip_lib.schema_base import Model, did_you_mean
+from handclip_lib.schema_train import Stage3b, Training
 from handclip_lib.train import stages
 from handclip_lib.train.job import persons_taught
 
@@ -31,30 +28,47 @@ _TRAINED = ("02_stage1", "03_stage2_losses", "04_prompt_learning")
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that is compared. file: its weights, or a name that `load_encoder` knows; empty: the
-    study's tower before any training; source: the run that made it, in words.
+    """A model that is compared. tower: what loads it, None: the study's own before any training;
+    source: the run that made it, in words; losses: those that taught it, in words; weights: sha256,
+    empty where it is not ours; taught: data set -> persons, None: not recorded.
 
-    Of its training, None where it had none here: images that passed, seconds, parameters that
-    learned; memory_mb: the most that its run took, on the device where that was counted.
+    Of its own training, None where it had none here, and without what it started from: images that
+    passed, seconds (validation included), parameters that learned, the epoch that was kept;
+    memory_mb: the most that its run took, on the device where that was counted.
     """
 
     name: str
-    file: str = ""
+    tower: Model | None = None
     source: str = ""
-    images: int | None = None
+    losses: str = "–"
+    weights: str = ""
+    taught: Mapping[str, Sequence[int]] | None = None
+    image_passes: int | None = None
     seconds: float | None = None
-    parameters: int | None = None
+    trained_parameters: int | None = None
+    kept_epoch: int | None = None
     memory_mb: float | None = None
 
     @property
     def cost(self) -> dict[str, float]:
-        """What is known of its training, for metrics.json."""
-        told = {"images": self.images, "seconds": self.seconds, "parameters": self.parameters}
+        """What is known of its own training, for metrics.json."""
+        names = ("image_passes", "seconds", "trained_parameters", "kept_epoch")
+        told = {name: getattr(self, name) for name in names}
         return {key: value for key, value in told.items() if value is not None}
 
     def encoder(self, p: Params) -> Encoder:
         """Its tower, as its weights were used in training."""
-        return load_encoder(self.file) if self.file else stages.study_encoder(p)
+        if self.tower is None:
+            return stages.study_encoder(p)
+        path = Path(self.tower.name)
+        if path.is_file() and not is_ours(path):  # of another's stage 1
+            return stages.encoder_from(p, path)
+        return encoder_of(self.tower)
+
+    def met(self, table: pd.DataFrame, manifest: pd.DataFrame, *parts: str) -> list[int]:
+        """Whom of these parts of a manifest it was taught, as far as that is recorded."""
+        asked = set(manifest.loc[manifest["split"].isin(parts), "pid"].tolist())
+        return sorted(persons_taught({"taught": self.taught or {}}, table) & asked)
 
 
 def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Contender]:
@@ -63,35 +77,68 @@ def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Conten
     The tower as it is comes first, then what finished runs have left (with the tag of a run that
     has one), the chain's last step, and `comparison.models`. Where no run trained stage 1, that is
     done now, and kept where notebook 02 would have left it. A model that was taught a person who is
-    tested here is left out, which is printed. Raises ParamError where two have one name, and where
-    `comparison.reference` is none of them.
+    tested here is left out, which is printed, as is whose training is not recorded. Raises
+    ParamError where two have one name, and where `comparison.reference` is none of them.
     """
     p = run.params
-    found = [Contender(ZERO_SHOT)]
+    held = find_checkpoint(p.model.name, p.model.pretrained)
+    found = [Contender(ZERO_SHOT, taught=held["taught"] if held else {})]
     runs = [r for r in finished_runs(reports_root(p) / p.study) if r.metrics["seed"] == p.seed]
     mine = [r for r in runs if r.metrics["aspect"] == p.aspect]
     for one in (r for r in mine if r.metrics["notebook"] in _TRAINED):
         found += _trained(one)
     if STAGE1 not in {one.name for one in found}:
         path = stages.stage1_weights(p, table, manifest, run.beside("02_stage1"))
-        cost = _cost([read_checkpoint(path)["facts"]]) if is_ours(path) else {}
-        found.insert(1, Contender(STAGE1, str(path), "02_stage1", **cost))
-    for one in (r for r in runs if r.metrics["notebook"] == "05_sequential_chain"):
+        found.insert(1, _of_file(STAGE1, path, "02_stage1"))
+    chains = [r for r in runs if r.metrics["notebook"] == "05_sequential_chain"]
+    ours = [r for r in chains if r in mine] or chains
+    for one in ours:
         found += _chained(one)
-    found += [Contender(Path(name).stem, name, "comparison.models") for name in p.comparison.models]
+    found += [_further(told, p) for told in p.comparison.models]
     names = [one.name for one in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ParamError(f"two models would be called {twice[0]}; rename a tag or a weights file")
     kept = [one for one in found if _may_be_tested(one, table, manifest)]
-    there = [one.name for one in kept]
-    if p.comparison.reference not in there:
-        near = did_you_mean(p.comparison.reference, there)
+    _check_names([p.comparison.reference], kept, "comparison.reference")
+    return kept
+
+
+def looked_at(models: Sequence[Contender], p: Params) -> list[Contender]:
+    """The models that `comparison.shown` names, with any tag, and the reference, in their order.
+
+    Which were chosen before any score was seen. A name that none of them has is printed.
+    """
+    names = (*p.comparison.shown, p.comparison.reference)
+    there = {one.name.partition(", ")[0] for one in models} | {one.name for one in models}
+    for name in (name for name in p.comparison.shown if name not in there):
+        print(f"comparison.shown: no model '{name}' is there{did_you_mean(name, there)}")
+    return [one for one in models if one.name in names or one.name.partition(", ")[0] in names]
+
+
+def distinct(models: Sequence[Contender]) -> list[Contender]:
+    """The models without those whose weights an earlier one has, which is printed.
+
+    Where held-out persons choose an epoch before the tower opened, variants end as they began.
+    """
+    first: dict[str, str] = {}
+    kept = []
+    for one in models:
+        same = first.setdefault(one.weights or one.name, one.name)
+        if same == one.name:
+            kept.append(one)
+        else:
+            print(f"{one.name} has the very weights of {same}: kept from epoch {one.kept_epoch}")
+    return kept
+
+
+def _check_names(names: Sequence[str], models: Sequence[Contender], where: str) -> None:
+    there = [one.name for one in models]
+    for name in (name for name in names if name not in there):
         raise ParamError(
-            f"comparison.reference: there is no model '{p.comparison.reference}'{near}; there are"
+            f"{where}: there is no model '{name}'{did_you_mean(name, there)}; there are"
             f" {', '.join(there)}"
         )
-    return kept
 
 
 def _trained(run: Finished) -> list[Contender]:
@@ -100,7 +147,7 @@ def _trained(run: Finished) -> list[Contender]:
     for name, facts in run.metrics["training"].items():
         file = run.folder / "checkpoints" / f"{name}.pth"
         if file.is_file() and name in run.metrics["variants"]:
-            made.append(_contender(name, file, run, [facts]))
+            made.append(_of_run(name, file, run, [facts]))
     return made
 
 
@@ -108,33 +155,76 @@ def _chained(run: Finished) -> list[Contender]:
     """The chain's weights after its last step."""
     trainings = run.metrics["training"][CHAINED]  # by the names of their files, in order
     file = run.folder / "checkpoints" / f"{list(trainings)[-1]}.pth"
-    return [_contender(CHAINED, file, run, list(trainings.values()))] if file.is_file() else []
+    return [_of_run(CHAINED, file, run, list(trainings.values()))] if file.is_file() else []
 
 
-def _contender(
+def _of_run(
     name: str, file: Path, run: Finished, trainings: Sequence[Mapping[str, Any]]
 ) -> Contender:
     tag, memory = run.metrics["tag"], run.stamp["peak_memory_mb"]
-    more = f", {tag}" if tag else ""
-    source, peak = run.metrics["notebook"] + more, memory.get("device", memory["host"])
-    return Contender(name + more, str(file), source, memory_mb=peak, **_cost(trainings))
+    more, peak = f", {tag}" if tag else "", memory.get("device", memory["host"])
+    return _of_file(name, file, run.metrics["notebook"] + more, more, trainings, peak)
 
 
-def _cost(trainings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What trainings, one after the other, took."""
-    return {
-        "images": sum((t["images"] + t.get("shown_again", 0)) * t["epochs"] for t in trainings),
-        "seconds": sum(t["seconds"] for t in trainings),
-        "parameters": max(t["trained_parameters"] for t in trainings),
-    }
+def _of_file(
+    name: str,
+    file: Path,
+    source: str,
+    more: str = "",
+    trainings: Sequence[Mapping[str, Any]] = (),
+    memory: float | None = None,
+) -> Contender:
+    """A weights file as a contender; trainings: their facts, by default those in the file."""
+    tower = Model(name=str(file), pretrained="")
+    if not is_ours(file):
+        return Contender(name, tower, str(file), memory_mb=memory)
+    held = read_checkpoint(file)
+    facts = trainings or [held["facts"]]
+    return Contender(
+        name + more,
+        tower,
+        source,
+        losses_of(Params.model_validate(held["params"]), name),
+        held["sha256"],
+        held["taught"],
+        sum((t["images"] + t.get("shown_again", 0)) * t["epochs"] for t in facts),
+        sum(t["seconds"] for t in facts),
+        max(t["trained_parameters"] for t in facts),
+        facts[-1]["chosen_epoch"],
+        memory,
+    )
+
+
+def _further(told: Model, p: Params) -> Contender:
+    """A tower that `comparison.models` names; it sees photographs as the study's, unless told."""
+    held = find_checkpoint(told.name, told.pretrained)
+    usual = {"fit": p.model.fit, "mirror_left": p.model.mirror_left} if held is None else {}
+    own = {key: value for key, value in told.model_dump().items() if value is not None}
+    tower = Model.model_validate(usual | own)
+    name, taught = Path(told.name).name.removesuffix(".pth"), held and held["taught"]
+    return Contender(
+        name, tower, "comparison.models", weights=held["sha256"] if held else "", taught=taught
+    )
+
+
+def losses_of(p: Params, name: str) -> str:
+    """In words, by what losses a study trains the model of this name; a dash: none of its own."""
+    if name == CHAINED:
+        return f"chain of {p.chain.recipe}"
+    stages_: dict[str, Training] = {STAGE1: p.stage1, **stage2_variants(p), **guided_variants(p)}
+    if name not in stages_:
+        return "–"
+    told = stages_[name]
+    words = [loss.type.replace("_", "-") for loss in told.losses]
+    if isinstance(told, Stage3b) and told.text != "none":
+        words.append(f"text ({told.text})")
+    return " + ".join(words)
 
 
 def _may_be_tested(one: Contender, table: pd.DataFrame, manifest: pd.DataFrame) -> bool:
-    file = Path(one.file)
-    if not one.file or not file.is_file() or not is_ours(file):
-        return True
-    tested = manifest.loc[manifest["split"].isin(("query", "gallery")), "pid"]
-    both = sorted(persons_taught(read_checkpoint(file), table) & set(tested.tolist()))
+    if one.taught is None:
+        print(f"{one.name}: whom these weights were taught is not recorded")
+    both = one.met(table, manifest, "query", "gallery")
     if both:
         who = ", ".join(listed([str(pid) for pid in both], 10))
         print(f"{one.name} is left out: it was taught persons who are tested here: {who}")
@@ -144,56 +234,32 @@ def _may_be_tested(one: Contender, table: pd.DataFrame, manifest: pd.DataFrame) 
 def manifests(p: Params, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The manifest of each aspect that the data has, by `p.split`; an imported tree is one alone.
 
-    Where the study's aspect has no side, or none is known, it is that one alone.
+    Where the study's aspect has no side, or none is known, it is that one alone. Another aspect
+    with too few persons is left out, which is printed.
     """
     known = [aspect for aspect in CHAIN if (table["aspect"] == aspect).any()]
     if p.split.legacy_tree or p.aspect not in known:
         known = [p.aspect]
-    told = {aspect: p.model_copy(update={"aspect": aspect}) for aspect in known}
-    return {aspect: splits.manifest_for(q, table) for aspect, q in told.items()}
-
-
-def images_of(*manifests: pd.DataFrame) -> list[str]:
-    """Every photograph that manifests name, each once."""
-    names: list[str] = pd.concat([m["image"] for m in manifests]).unique().tolist()
-    return names
+    found = {}
+    for aspect in known:
+        try:
+            found[aspect] = splits.manifest_for(p.model_copy(update={"aspect": aspect}), table)
+        except TooFew as error:
+            if aspect == p.aspect:
+                raise
+            print(f"{aspect} is left out: {error}")
+    return found
 
 
 def model_table(models: Sequence[Contender]) -> pd.DataFrame:
-    """A row a model: the run that made it, and its weights file."""
+    """A row a model: the run that made it, by what losses, the epoch that was kept, its weights."""
     rows = {
-        one.name: {"from": one.source or "the study's tower", "weights": Path(one.file).name or "–"}
+        one.name: {
+            "from": one.source or "the study's tower",
+            "losses": one.losses,
+            "kept from epoch": "–" if one.kept_epoch is None else str(one.kept_epoch),
+            "weights": one.weights[:16] or "–",
+        }
         for one in models
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
-
-
-@dataclass(frozen=True)
-class Space:
-    """A model's features. images: in order; z: (N, D) unit rows; flipped: as z, with those of the
-    mirror images added.
-    """
-
-    images: tuple[str, ...]
-    z: np.ndarray
-    flipped: np.ndarray
-
-    def of(self, images: Sequence[str]) -> np.ndarray:
-        """Rows (n, D) of some of the images."""
-        place = pd.Index(self.images).get_indexer(pd.Index(images))
-        if (place < 0).any():
-            raise ValueError(f"no feature of {images[int(np.argmin(place))]}")
-        rows: np.ndarray = self.z[place]
-        return rows
-
-
-def space_of(
-    one: Contender, p: Params, table: pd.DataFrame, images: Sequence[str], fabric: lf.Fabric
-) -> Space:
-    """A model's retrieval features of images of a table, as `p.evaluation` has them."""
-    encoder, told = one.encoder(p), p.evaluation
-    store = open_store(table, encoder.preprocess)
-    raw = embed.embed(encoder, store, images, fabric, told.batch_size)
-    other = embed.embed(encoder, store, images, fabric, told.batch_size, mirrored=True)
-    z = embed.retrieval_features(raw, told.feature)
-    return Space(tuple(images), z, embed.retrieval_features(both_ways(raw, other), told.feature))

@@ -11,42 +11,25 @@ from matplotlib.ticker import PercentFormatter
 
 from handclip_lib.evaluate.retrieval import METRICS as COLUMNS
 from handclip_lib.evaluate.statistics import holm, paired_test
-from handclip_lib.params import guided_variants, stage2_variants
 from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, saying, styled
-from handclip_lib.report.lineup import STAGE1, Contender
+from handclip_lib.report.lineup import Contender
 from handclip_lib.report.plots import GALLERIES, METRICS, retrieval_bars
 from handclip_lib.report.summary import percent
-from handclip_lib.schema import Params
-from handclip_lib.schema_train import Stage3b, Training
 
 Scores = Mapping[str, Mapping[str, Any]]  # model -> gallery -> `evaluate.protocol.evaluate`'s
 PAIRS = tuple[str, str]
 
 
-def losses_of(p: Params, name: str) -> str:
-    """In words, by what losses the study trains the model of this name; a dash: none of its own."""
-    plain = name.partition(", ")[0]
-    stages: dict[str, Training] = {STAGE1: p.stage1, **stage2_variants(p), **guided_variants(p)}
-    if plain not in stages:
-        return "–"
-    told = stages[plain]
-    words = [loss.type.replace("_", "-") for loss in told.losses]
-    if isinstance(told, Stage3b) and told.text != "none":
-        words.append(f"text ({told.text})")
-    return " + ".join(words)
-
-
 def matrix_table(
     contenders: Sequence[Contender],
     scores: Scores,
-    spaces: Mapping[str, Mapping[str, float]],
-    p: Params,
+    geometry: Mapping[str, Mapping[str, float]],
 ) -> pd.DataFrame:
     """A row a model. `scores (%)`: in both galleries; `training and features`: its losses, what its
     training cost, and how good its features are.
 
     scores: per cent with 95 % intervals in the own gallery, mAP by both definitions, and mAP among
-    all aspects; spaces: {model: `evaluate.geometry.geometry`}. Images a second are those of the
+    all aspects; geometry: {model: `evaluate.geometry.geometry`}. Images a second are those of the
     training; memory is the most that the whole run took.
     """
     rows = {}
@@ -54,9 +37,9 @@ def matrix_table(
         own, others = scores[one.name]["own"], scores[one.name].get("all")
         found = {label: percent(own[key]) for key, label in METRICS.items()}
         found["mAP, all aspects"] = percent(others["map"]) if others else "–"
-        space = spaces[one.name]
-        more = {"losses": losses_of(p, one.name)} | _cost(one)
-        more |= {name: f"{space[name]:.3f}" for name in ("silhouette", "alignment")}
+        quality = geometry[one.name]
+        more = {"losses": one.losses} | _cost(one)
+        more |= {name: f"{quality[name]:.3f}" for name in ("silhouette", "alignment")}
         rows[one.name] = {("scores (%)", key): value for key, value in found.items()}
         rows[one.name] |= {("training and features", key): value for key, value in more.items()}
     return pd.DataFrame(rows).T.rename_axis("model")
@@ -66,11 +49,13 @@ def _cost(one: Contender) -> dict[str, str]:
     def told(value: float | None, form: str = ",.0f") -> str:
         return "–" if value is None else format(value, form)
 
-    rate = one.images / one.seconds if one.images is not None and one.seconds else None
+    trained = one.seconds is not None and one.image_passes is not None
+    rate = one.image_passes / one.seconds if trained and one.seconds else None
     return {
-        "training (s)": told(one.seconds, ",.1f"),
+        "own training (s)": told(one.seconds, ",.1f"),
+        "image passes": told(one.image_passes),
         "images/s": told(rate),
-        "parameters trained": told(one.parameters),
+        "parameters trained": told(one.trained_parameters),
         "memory of the run (MB)": told(one.memory_mb),
     }
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from handclip_lib.data.atomic import write_whole
 from handclip_lib.models.checkpoint import read_checkpoint
+from handclip_lib.models.clip import load_comparator
 from handclip_lib.params import resolve, stage2_variants
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import Stage2, Training
@@ -33,6 +34,7 @@ __all__ = [
     "stage3a",
     "stage3b",
     "study_encoder",
+    "trainable",
 ]
 
 
@@ -96,6 +98,24 @@ def stage2(
         own = "_".join(filter(None, words)) + ".pth"
         write_whole(target / own, trained.checkpoint.read_bytes())
     return trained
+
+
+def trainable(p: Params) -> dict[str, Stage2]:
+    """The variants of stage 2 that can be trained here.
+
+    MBA-Net's are left out, which is printed with what to do, where the weights that it starts from
+    are not on this machine and cannot be fetched: before any other has been trained.
+    """
+    told = stage2_variants(p)
+    others = [name for name, settings in told.items() if settings.tower == "comparator"]
+    if not others:
+        return told
+    try:
+        load_comparator(p.comparator)
+    except ConnectionError as error:
+        print(f"{', '.join(others)} left out: {error}")
+        return {name: settings for name, settings in told.items() if name not in others}
+    return told
 
 
 def best_stage2(
