@@ -5,8 +5,7 @@ from two hands. Here it is log10, so that +2 is a hundred times more often, and 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -31,26 +30,18 @@ class TooFewPersons(ValueError):
 class Calibration:
     """From score to log10 likelihood ratio, and the population that it holds for.
 
-    method: `logistic` (llr = slope · score + offset) or `pav` (straight lines between the points
-    `scores, llrs`); low, high: the bounds that no llr passes; population: what it was made of, in
-    words; persons: with genuine pairs; genuine, impostor: pairs. `as_plain` and `from_plain` write
-    it as plain values and read it back.
+    llr = slope · score + offset; low, high: the bounds that no llr passes; population: what it was
+    made of, in words; persons: with genuine pairs; genuine, impostor: pairs.
     """
 
-    method: str
+    slope: float
+    offset: float
     population: str
     persons: int
     genuine: int
     impostor: int
     low: float
     high: float
-    slope: float = 0.0
-    offset: float = 0.0
-    scores: tuple[float, ...] = ()
-    llrs: tuple[float, ...] = ()
-
-
-Fit = Callable[[Floats, npt.NDArray[np.bool_], npt.NDArray[Any], str], Calibration]
 
 
 def fit_logistic(
@@ -75,25 +66,7 @@ def fit_logistic(
     model.fit(((values - centre) / spread)[:, None], genuine, sample_weight=_even(genuine))
     slope = float(model.coef_[0, 0]) / spread / _LN10
     offset = float(model.intercept_[0]) / _LN10 - slope * centre
-    return Calibration("logistic", slope=float(slope), offset=float(offset), **told)
-
-
-def fit_pav(
-    scores: npt.ArrayLike, is_genuine: npt.ArrayLike, query_persons: npt.ArrayLike, population: str
-) -> Calibration:
-    """Isotonic calibration (pool adjacent violators) of pairs; arguments as in `fit_logistic`.
-
-    Infinite ratios at both ends are bounded by Laplace's rule of succession: as if one more pair of
-    each kind had the lowest score, and one more of each the highest. Brümmer & de Villiers 2011
-    (BOSARIS), arXiv:1304.2865.
-    """
-    values, genuine, told = _described(scores, is_genuine, query_persons, population)
-    ends = [values.min(), values.min(), values.max(), values.max()]
-    values, genuine = np.append(values, ends), np.append(genuine, [True, False, True, False])
-    model = IsotonicRegression().fit(values, genuine, sample_weight=_even(genuine))
-    odds = model.y_thresholds_ / (1 - model.y_thresholds_)
-    points = model.X_thresholds_.tolist(), np.log10(odds).tolist()
-    return Calibration("pav", scores=tuple(points[0]), llrs=tuple(points[1]), **told)
+    return Calibration(slope=float(slope), offset=float(offset), **told)
 
 
 def apply(calibration: Calibration, scores: npt.ArrayLike) -> Floats:
@@ -101,22 +74,8 @@ def apply(calibration: Calibration, scores: npt.ArrayLike) -> Floats:
     values = np.asarray(scores, dtype=np.float64)
     if np.isnan(values).any():
         raise ValueError("scores hold NaN")
-    if calibration.method == "logistic":
-        llr = calibration.slope * values + calibration.offset
-    else:
-        llr = np.interp(values, calibration.scores, calibration.llrs)
+    llr = calibration.slope * values + calibration.offset
     return np.clip(llr, calibration.low, calibration.high)
-
-
-def as_plain(calibration: Calibration) -> dict[str, Any]:
-    """The calibration as numbers, words and lists, for JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(calibration).items()}
-
-
-def from_plain(values: Mapping[str, Any]) -> Calibration:
-    """The calibration that `as_plain` wrote; TypeError on unknown or missing names."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Calibration(**fields)
 
 
 def cllr(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> float:
@@ -131,9 +90,10 @@ def cllr(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> float:
 
 
 def cllr_min(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> float:
-    """The least cost, in bits, that any rising map of these scores or llrs could have, by PAV.
+    """The least cost, in bits, that any rising map of these scores or llrs could have.
 
-    `cllr` less this is the calibration loss. It knows the answers: a bound, not a forecast.
+    By pool adjacent violators; `cllr` less this is the calibration loss. It knows the answers: a
+    bound, not a forecast. Brümmer & du Preez 2006.
     """
     same, other = _checked(genuine), _checked(impostor)
     values, is_genuine = np.append(same, other), np.repeat([True, False], [same.size, other.size])
@@ -163,15 +123,15 @@ def tippett(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> dict[str, Any]:
 
 
 def cross_fit(
-    pairs: pd.DataFrame, population: str, folds: int = 5, fit: Fit = fit_logistic, seed: int = 0
+    pairs: pd.DataFrame, population: str, folds: int = 5, seed: int = 0
 ) -> tuple[Floats, list[Calibration]]:
     """log10 likelihood ratios (n,) of pairs, each by a calibration that knows neither person.
 
     pairs: `pairs.pairs_of`. Persons are dealt to folds in the order of the sha256 of
     `{seed}|fold|{person}`; pairs of persons of folds a and b are calibrated by what was fitted on
     the pairs with both persons in the other folds. Returns the ratios and those calibrations, each
-    with the number of its persons. fit: `fit_logistic` or `fit_pav`. Raises TooFewPersons where
-    MIN_PERSONS are not left to fit on, and ValueError on fewer than three folds.
+    with the number of its persons. Raises TooFewPersons where MIN_PERSONS are not left to fit on,
+    and ValueError on fewer than three folds.
     """
     if folds < 3:
         raise ValueError(f"folds={folds}: pairs of two folds need a third one to be fitted on")
@@ -184,16 +144,17 @@ def cross_fit(
         mine = ((query == a) & (gallery == b)) | ((query == b) & (gallery == a))
         known = ~np.isin(query, (a, b)) & ~np.isin(gallery, (a, b))
         if mine.any():
-            made.append(fit(scores[known], genuine[known], sides[known, 0], population))
+            made.append(fit_logistic(scores[known], genuine[known], sides[known, 0], population))
             llr[mine] = apply(made[-1], scores[mine])
     return llr, made
 
 
 def evidence(
-    pairs: pd.DataFrame, population: str, folds: int = 5, fit: Fit = fit_logistic
-) -> dict[str, Any]:
-    """What pairs are worth as evidence, cross-fitted: plain values, for metrics.json.
+    pairs: pd.DataFrame, population: str, folds: int = 5
+) -> tuple[dict[str, Any], Floats | None]:
+    """What pairs are worth as evidence: plain values, for metrics.json, and their log10 ratios.
 
+    The ratios (n,) are those of `cross_fit`, None where they are withheld. The values:
     `cllr, cllr_min, loss` (their difference), in bits; `misleading_genuine, misleading_impostor`
     (0–1); `strongest`: the bound [low, high] of the log10 ratios; `population, persons, fitted_on`
     (the fewest persons of a calibration), `n_genuine, n_impostor`; `withheld`: "" or, where there
@@ -203,9 +164,9 @@ def evidence(
     persons = int(pairs.loc[genuine, "query_person"].nunique())
     names = ("cllr", "cllr_min", "loss", "misleading_genuine", "misleading_impostor")
     measures: dict[str, Any] = dict.fromkeys((*names, "strongest", "fitted_on"))
-    withheld = ""
+    withheld, llr = "", None
     try:
-        llr, made = cross_fit(pairs, population, folds, fit)
+        llr, made = cross_fit(pairs, population, folds)
     except TooFewPersons as error:
         withheld = str(error)
     else:
@@ -216,13 +177,8 @@ def evidence(
         measures["strongest"] = [max(c.low for c in made), min(c.high for c in made)]
         measures["fitted_on"] = min(c.persons for c in made)
     counts = {"n_genuine": int(genuine.sum()), "n_impostor": int((~genuine).sum())}
-    return {
-        **measures,
-        "population": population,
-        "persons": persons,
-        **counts,
-        "withheld": withheld,
-    }
+    told = {"population": population, "persons": persons, **counts, "withheld": withheld}
+    return measures | told, llr
 
 
 def _dealt(persons: list[Any], folds: int, seed: int) -> dict[Any, int]:

@@ -176,10 +176,10 @@ def operating_points(
 def evidence(
     found: Verified, population: str, folds: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """{model: worth as `calibration.evidence` says it}, {model: log10 ratios of genuine (n,), impostor (m,) pairs}.
+    """What `calibration.evidence` gives: {model: values}, {model: log10 ratios by kind}.
 
-    Each ratio is by a calibration that knows neither person. A model with too few persons has no
-    ratios, and its evidence says why.
+    Ratios are those of genuine (n,) and of impostor (m,) pairs, each by a calibration that knows
+    neither person. A model with too few persons has none, and its values say why.
     """
     worth, ratios = {}, {}
     for name, pairs in found.pairs.items():
