@@ -1,5 +1,7 @@
 """Figures of maps and pairs: that they show what they were given, and the right pairs."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,11 +17,9 @@ def pictures(count: int) -> np.ndarray:
 def test_maps_lie_over_their_photographs():
     maps = {"rollout": np.ones((3, 2, 4)), "CAM": np.zeros((3, 2, 4))}
     maps["rollout"][1, 0, 3] = 5.0
-    notes = {"rollout": ["61 % on the hand"] * 3}
-    fig = explain.map_grid(pictures(3), maps, "Title", ["1", "2", "3"], notes)
+    fig = explain.map_grid(pictures(3), maps, "Title", ["1", "2", "3"])
     axes = np.array(fig.axes).reshape(3, 3)
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["photograph", "rollout", "CAM"]
-    assert axes[1, 2].get_xlabel() == "61 % on the hand"
     layer = axes[1, 1].images[1].get_array()
     assert layer.shape == (24, 32) and np.unravel_index(layer.argmax(), layer.shape)[1] > 24
     np.testing.assert_array_equal(axes[0, 1].images[0].get_array(), pictures(3)[1])
@@ -34,14 +34,17 @@ def test_lines_join_the_places_that_agree():
             "similarity": [0.9],
         }
     )  # fmt: skip
-    fig = explain.pair_board(pictures(2), np.ones((2, 2, 4)), evidence, "Title", note="cosine 0.9")
+    shown = pictures(2), np.ones((2, 2, 4))
+    fig = explain.pair_board(*shown, evidence, "cosine 0.900", "Title")
     left, right = fig.axes[:2]
     (frame,) = [p for p in left.patches if isinstance(p, Rectangle)]
     assert frame.get_xy() == (3 * 8 - 0.5, 12 - 0.5) and frame.get_width() == 8
     (line,) = [a for a in right.get_children() if isinstance(a, ConnectionPatch)]
     assert line.xy1 == (27.5, 17.5) and line.xy2 == (11.5, 5.5)
     assert left.get_xlabel() == "1 place agrees, cosine 0.90"
-    assert explain.pair_board(pictures(2), np.ones((2, 2, 4)), evidence[:0], "Title").axes
+    assert fig.get_supxlabel() == "cosine 0.900"
+    none = explain.pair_board(*shown, evidence[:0], "cosine 0.900", "Title")
+    assert none.axes[0].get_xlabel() == "no place agrees"
 
 
 def test_the_hardest_pairs_are_one_of_each_two_persons():
@@ -83,3 +86,14 @@ def test_deletions_stand_beside_each_other():
     bars = fig.axes[0].patches
     assert [b.get_height() for b in bars[::2]] == pytest.approx([-0.3, -0.1, 0.0])
     assert fig.legends[0].get_texts()[0].get_text() == "top 10 %"
+
+
+def test_names_below_the_bars_never_overlap():
+    score = {n: {"mean": -0.1, "ci95": [-0.2, 0.0]} for n in ("top", "random", "lowest")}
+    names = [f"stage3b_of_a_long_run_{k}\nraises the cosine" for k in range(6)]
+    fig = explain.deletions(dict.fromkeys(names, score), "Title", share=0.1)
+    fig.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in fig.axes[0].get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    inside = fig.bbox
+    assert boxes[0].x0 >= inside.x0 and boxes[-1].x1 <= inside.x1 and boxes[0].y0 >= inside.y0

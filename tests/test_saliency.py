@@ -1,8 +1,10 @@
 """Maps and their checks: against loops written from the papers, and on towers small enough."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import lightning_fabric as lf
 import numpy as np
 import open_clip
 import pandas as pd
@@ -17,7 +19,9 @@ from handclip_lib.data.masks import hand_masks
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.store import open_store
 from handclip_lib.data.tables import read_11k
-from handclip_lib.evaluate import faithfulness, saliency
+from handclip_lib.evaluate import explanation, faithfulness, saliency
+from handclip_lib.evaluate.embed import embed, retrieval_features
+from handclip_lib.evaluate.saliency import Held
 from handclip_lib.models import watch
 from handclip_lib.models.adapters import adapt, adapter_parameters
 from handclip_lib.models.clip import Encoder, load_encoder
@@ -153,7 +157,7 @@ def test_what_cannot_be_shown_is_an_error():
     with pytest.raises(TypeError, match="attention of a TimmModel"):
         saliency.rollout(encoder, images)
     with pytest.raises(TypeError, match="last stage of a TimmModel"):
-        saliency.similarity_cam(encoder, images, reference(encoder, images))
+        saliency.similarity_cam(Held(encoder, images, reference(encoder, images)))
     with pytest.raises(TypeError, match="TimmModel"):
         next(faithfulness.randomised(encoder))
     pairs = saliency.pair_evidence(encoder, images[0], images[0], top=3)  # places have features
@@ -188,7 +192,7 @@ def test_rollout_is_that_of_the_paper_without_class_token_and_prompts(told):
     maps = saliency.rollout(encoder, images)
     assert maps.shape == (2, height, width)
     fresh = told.prompts if told is not None and told.deep else 0
-    joined = [saliency.fused(block, "mean", 0.0) for block in weights]
+    joined = [saliency.fused(block, "mean") for block in weights]
     rolled = saliency.roll(joined, fresh)
     torch.testing.assert_close(rolled.sum(dim=2), torch.ones(rolled.shape[:2]))
     for i in range(2):
@@ -204,7 +208,7 @@ def test_rollout_of_a_tower_that_averages_reads_every_place():
     images = inputs(encoder, 2)
     with torch.no_grad(), watch.attention_weights(encoder.visual) as weights:
         encoder.features(images)
-    rolled = saliency.roll([saliency.fused(block, "mean", 0.0) for block in weights])
+    rolled = saliency.roll([saliency.fused(block, "mean") for block in weights])
     expected = rolled[:, 1:].mean(dim=1)[:, 1:].reshape(2, 4, 4)
     np.testing.assert_allclose(saliency.rollout(encoder, images), expected, rtol=1e-5)
 
@@ -219,20 +223,25 @@ def test_rollout_of_a_resnet_is_its_pools_query():
     np.testing.assert_allclose(maps.reshape(3, -1), weights[0].mean(dim=1)[:, 0, 1:], rtol=1e-5)
 
 
-def test_heads_are_joined_and_small_weights_dropped():
+def test_heads_are_joined():
     weights = torch.tensor([[[[0.6, 0.3, 0.1, 0.0]], [[0.2, 0.5, 0.1, 0.2]]]])  # (1, 2, 1, 4)
     hand = {
-        ("mean", 0.0): [0.4, 0.4, 0.1, 0.1],
-        ("max", 0.0): [0.6 / 1.4, 0.5 / 1.4, 0.1 / 1.4, 0.2 / 1.4],
-        ("min", 0.0): [0.2 / 0.6, 0.3 / 0.6, 0.1 / 0.6, 0.0],
-        ("max", 0.5): [0.6 / 1.1, 0.5 / 1.1, 0.0, 0.0],
+        "mean": [0.4, 0.4, 0.1, 0.1],
+        "max": [0.6 / 1.4, 0.5 / 1.4, 0.1 / 1.4, 0.2 / 1.4],
+        "min": [0.2 / 0.6, 0.3 / 0.6, 0.1 / 0.6, 0.0],
     }
-    for (head, discard), row in hand.items():
-        found = saliency.fused(weights, head, discard)[0, 0]
+    for head, row in hand.items():
+        found = saliency.fused(weights, head)[0, 0]
         torch.testing.assert_close(found, torch.tensor(row))
-    for head, discard in (("median", 0.0), ("mean", 1.0), ("mean", -0.1)):
-        with pytest.raises(ValueError, match="mean, max, min"):
-            saliency.fused(weights, head, discard)
+    encoder = make("toy-rn").eval()
+    images = inputs(encoder, 1)
+    with torch.no_grad(), watch.attention_weights(encoder.visual) as seen:
+        encoder.features(images)
+    for head in hand:
+        row = saliency.fused(seen[0], head)[0, 0, 1:]
+        np.testing.assert_allclose(saliency.rollout(encoder, images, head).ravel(), row, rtol=1e-5)
+    with pytest.raises(ValueError, match="mean, max, min"):
+        saliency.rollout(encoder, images, "median")
 
 
 # -- the gradient's map ---------------------------------------------------------------------------
@@ -244,7 +253,7 @@ def test_a_similarity_map_depends_on_the_reference_and_leaves_no_trace(name, tol
     images = inputs(encoder)
     width = reference(encoder, images).shape[1]
     refs = np.random.default_rng(0).normal(size=(3, width))
-    maps, turned = (saliency.similarity_cam(encoder, images, r) for r in (refs, -refs))
+    maps, turned = (saliency.similarity_cam(Held(encoder, images, r)) for r in (refs, -refs))
     with torch.no_grad():
         grid = encoder.features(images).grid
     assert maps.shape == (3, *grid)
@@ -252,7 +261,7 @@ def test_a_similarity_map_depends_on_the_reference_and_leaves_no_trace(name, tol
     assert (np.maximum(maps, turned) > 0).mean() > 0.9
     assert all(p.grad is None for p in encoder.parameters())
     with pytest.raises(ValueError, match="references"):
-        saliency.similarity_cam(encoder, images, refs[:2])
+        saliency.similarity_cam(Held(encoder, images, refs[:2]))
 
 
 def test_places_have_a_gradient_before_the_last_block_and_none_behind_it():
@@ -264,7 +273,8 @@ def test_places_have_a_gradient_before_the_last_block_and_none_behind_it():
     with watch.last_stage(encoder.visual) as taken:
         told = encoder.features(images.requires_grad_())
     handle.remove()
-    score = saliency.cosine_to(told, reference(encoder, inputs(encoder).flip(0)), ("pool", "proj"))
+    held = Held(encoder, images, reference(encoder, inputs(encoder).flip(0)))
+    score = held.cosines(told)
     before, after = torch.autograd.grad(score.sum(), [taken[0], behind[0]])
     assert before[:, 1:].abs().amax(dim=2).min() > 0
     assert after[:, 1:].abs().max() == 0 and after[:, 0].abs().max() > 0
@@ -318,36 +328,78 @@ def planted(encoder: Encoder) -> tuple[torch.Tensor, np.ndarray]:
 def test_blanking_the_planted_place_hurts_more_than_others():
     encoder = make("toy-vit")
     images, maps = planted(encoder)
-    own = reference(encoder, images)
-    found = faithfulness.deletion(encoder, images, own, maps, share=1 / 16, draws=32)
+    held = Held(encoder, images, reference(encoder, images))
+    found = faithfulness.deletion(held, maps, share=1 / 16, draws=32)
     assert found["cosine"].to_numpy() == pytest.approx(1, abs=1e-5)
     assert (found["top"] < -0.01).all()
     assert found["lowest"].to_numpy() == pytest.approx(0, abs=1e-6)  # empty as before
     hit = found["random"] / found["top"]  # how often a random place was the planted one
     assert (hit * 32).to_numpy() == pytest.approx((hit * 32).round(), abs=0.01)
     assert (found["random"] > 0.5 * found["top"]).all()
-    again = faithfulness.deletion(encoder, images, own, maps, share=1 / 16, draws=32)
+    again = faithfulness.deletion(held, maps, share=1 / 16, draws=32)
     pd.testing.assert_frame_equal(found, again)
     score = faithfulness.faithfulness(found, [1, 2, 3])
     assert score["top_less_random"]["ci95"][1] < 0
     assert score["top"]["mean"] == pytest.approx(found["top"].mean())
-    wrong = faithfulness.deletion(encoder, images, own, 1 - maps, share=1 / 16)
+    wrong = faithfulness.deletion(held, 1 - maps, share=1 / 16)
     assert wrong["lowest"].to_numpy() == pytest.approx(found["top"].to_numpy())
 
 
 def test_only_places_that_are_named_are_blanked_and_in_which_colour():
     encoder = make("toy-vit")
     images, maps = planted(encoder)
-    own = reference(encoder, images)
+    held = Held(encoder, images, reference(encoder, images))
     among = maps > 0
-    found = faithfulness.deletion(encoder, images, own, -maps, 1 / 16, among=among)
+    found = faithfulness.deletion(held, -maps, 1 / 16, among=among)
     assert found["top"].to_numpy() == pytest.approx(found["random"].to_numpy())
     assert (found["lowest"] < -0.01).all()
-    grey = faithfulness.deletion(encoder, images, own, maps, 1 / 16, fill="mean", among=~among)
+    grey = faithfulness.deletion(held, maps, 1 / 16, fill="mean", among=~among)
     assert (grey["top"] < -1e-4).all()  # another colour than the empty picture's
     for told in ({"fill": "white"}, {"share": 0.0}, {"among": among & ~among}):
         with pytest.raises(ValueError, match="fill|share|among"):
-            faithfulness.deletion(encoder, images, own, maps, **told)
+            faithfulness.deletion(held, maps, **told)
+
+
+@pytest.mark.parametrize("told", [None, Adapt(view="aspect")], ids=["plain", "codes"])
+def test_what_two_photographs_share_is_checked_by_blanking_it(hands, tmp_path, told):
+    encoder = make("toy-vit", told, 64)
+    store = open_store(hands, encoder.preprocess, tmp_path)
+    plain = hands[hands["accessories"] == 0].groupby("aspect")["image"].first()
+    both = plain[["dorsal_r", "palmar_r"]].tolist()
+    fabric = lf.Fabric(accelerator="cpu")
+    z = retrieval_features(embed(encoder, store, both, fabric))
+    pixels, maps, places, note = explanation.faced(encoder, store, both, z, fabric)
+    assert pixels.shape[0] == 2 and maps.shape == (2, 8, 8) and len(places)
+    images = encoder.preprocess.normalise(torch.from_numpy(pixels))
+    blanked = images.clone()
+    edge = [images[0, :, 0], images[0, :, -1], images[0, :, :, 0], images[0, :, :, -1]]
+    colour = torch.cat(edge, dim=1).median(dim=1).values[:, None, None]
+    for row, column in zip(places["query_row"], places["query_column"], strict=True):
+        blanked[0, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = colour
+    codes = encoder.codes_of(hands.set_index("image", drop=False).loc[both])
+    with torch.no_grad():
+        seen = encoder.eval().features(blanked, codes)
+    other = torch.nn.functional.normalize(torch.cat([seen.pool, seen.proj], dim=1), dim=1)[0]
+    cosine = float(z[0] @ z[1])
+    change = float(other.numpy() @ z[1]) - cosine
+    expected = f"cosine {cosine:.3f}; with these places of the query blanked {change:+.3f}, "
+    expected = expected.replace("-", "−") + "with as many random ones of its hand "
+    assert note.startswith(expected) and float(note.split()[-1].replace("−", "-")) != 0
+
+
+def test_a_pair_without_known_hands_is_checked_on_the_whole_picture(hands, tmp_path, monkeypatch):
+    encoder = make("toy-vit", size=64)
+    store = open_store(hands, encoder.preprocess, tmp_path)
+    both = hands["image"].tolist()[:2]
+    fabric = lf.Fabric(accelerator="cpu")
+    z = retrieval_features(embed(encoder, store, both, fabric))
+    unknown = np.full((2, 64, 64), np.nan)
+    monkeypatch.setattr(explanation, "hand_masks", lambda *_: unknown)
+    _, _, places, note = explanation.faced(encoder, store, both, z, fabric)
+    assert len(places) and "random ones of the picture" in note
+    monkeypatch.setattr(explanation, "hand_masks", lambda *_: 0 * np.ones((2, 64, 64)))
+    _, _, places, note = explanation.faced(encoder, store, both, z, fabric)
+    assert places.empty and note == f"cosine {float(z[0] @ z[1]):.3f}".replace("-", "−")
 
 
 def test_share_on_hand():
@@ -384,7 +436,8 @@ def test_maps_come_from_what_was_learned(name, shots):
     images = encoder.preprocess.normalise(torch.from_numpy(np.stack(pixels)))
     kept = encoder.weights_sha256
     refs = reference(encoder, images)[[1, 0, 3, 2, 5, 4]]
-    before = saliency.rollout(encoder, images), saliency.similarity_cam(encoder, images, refs)
+    held = Held(encoder, images, refs)
+    before = saliency.rollout(encoder, images), saliency.similarity_cam(held)
     stages, others = zip(*faithfulness.randomised(encoder), strict=True)
     other = others[-1]
     assert stages[0] == "output" and stages[-1] == "input" and len(stages) == len(set(stages))
@@ -393,7 +446,7 @@ def test_maps_come_from_what_was_learned(name, shots):
     for key, value in encoder.visual.named_parameters():
         assert torch.equal(value.flatten().sort().values, shuffled[key].flatten().sort().values)
         assert value.numel() < 9 or value.unique().numel() == 1 or not value.equal(shuffled[key])
-    after = saliency.rollout(other, images), saliency.similarity_cam(other, images, refs)
+    after = saliency.rollout(other, images), saliency.similarity_cam(replace(held, encoder=other))
     for one, two in zip(before, after, strict=True):
         assert np.nanmean(faithfulness.agreement(one, two)) < 0.5
         assert np.nanmean(faithfulness.agreement(one, one)) == pytest.approx(1)
@@ -416,7 +469,7 @@ def test_a_similarity_map_is_the_gradient_times_the_place(told):
     (slope,) = torch.autograd.grad(cosines.sum(), taken[0])
     values = taken[0].detach()
     for pooled in (False, True):
-        maps = saliency.similarity_cam(encoder, images, refs, pooled=pooled)
+        maps = saliency.similarity_cam(Held(encoder, images, refs), pooled=pooled)
         for i in range(3):
             mean = slope[i, 1 : 1 + height * width].mean(dim=0)
             for place in range(height * width):

@@ -1,19 +1,18 @@
 """What a model looks at in some photographs, and whether that matters to it, in one call."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning_fabric as lf
 import numpy as np
 import pandas as pd
-import torch
 
 from handclip_lib.data.masks import hand_masks
 from handclip_lib.data.store import Store
-from handclip_lib.evaluate.embed import evaluating
 from handclip_lib.evaluate.faithfulness import agreement, deletion, faithfulness, randomised
 from handclip_lib.evaluate.saliency import (
+    Held,
     cells,
     on_hand,
     pair_evidence,
@@ -61,62 +60,17 @@ def explanation(
     map, is no error: `left_out` tells why.
     """
     images = queries["image"].tolist()
-    pixels, inputs, told = _given(encoder, store, images, fabric)
-    maps, left_out = {}, {}
-    with evaluating(encoder):
-        for kind in (ROLLOUT, CAM):
-            try:
-                maps[kind] = (
-                    rollout(encoder, inputs, codes=told)
-                    if kind == ROLLOUT
-                    else similarity_cam(encoder, inputs, references, feature, codes=told)
-                )
-            except TypeError as error:
-                left_out[kind] = str(error)
-        masks = hand_masks(store, images)
-        blanked = {
-            kind: _blanked(encoder, inputs, references, found, masks, queries["pid"], told,
-                           feature, share, seed)
-            for kind, found in maps.items()
-        }  # fmt: skip
+    pixels, held = _held(encoder, store, images, references, fabric, feature)
+    maps, left_out = _maps(held)
+    masks = hand_masks(store, images)
     shares = {kind: on_hand(found, masks) for kind, found in maps.items()}
     shares["hand"] = masks.mean(axis=(1, 2))
+    blanked = {}
+    for kind, found in maps.items():
+        frame = deletion(held, found, share, among=_among(masks, found), seed=seed)
+        blanked[kind] = faithfulness(frame, queries["pid"], seed=seed)
     who = tuple(map(int, queries["pid"]))
-    return Explanation(tuple(images), who, pixels.numpy(), maps, masks, shares, blanked, left_out)
-
-
-def _given(
-    encoder: Encoder, store: Store, images: Sequence[str], fabric: lf.Fabric
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Pixels (N, H, W, 3) of images, the tower's input, and the codes of its adapter, if any."""
-    fabric.to_device(encoder)
-    pixels = store.pixels(images)
-    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[list(images)])
-    inputs = encoder.preprocess.normalise(pixels.to(fabric.device))
-    return pixels, inputs, None if codes is None else codes.to(fabric.device)
-
-
-def _blanked(
-    encoder: Encoder,
-    inputs: torch.Tensor,
-    references: np.ndarray,
-    maps: np.ndarray,
-    masks: np.ndarray,
-    persons: pd.Series,
-    codes: torch.Tensor | None,
-    feature: Sequence[str],
-    share: float,
-    seed: int,
-) -> dict[str, Any]:
-    grid = (maps.shape[1], maps.shape[2])
-    known = np.isfinite(masks).all(axis=(1, 2))
-    inside = cells(np.where(known[:, None, None], masks, 1.0), grid) >= 0.5
-    allowed = inside | ~inside.any(axis=(1, 2), keepdims=True)  # a hand smaller than a place
-    frame = deletion(
-        encoder, inputs, references, maps, share, among=allowed, seed=seed, feature=feature,
-        codes=codes,
-    )  # fmt: skip
-    return faithfulness(frame, persons, seed=seed)
+    return Explanation(tuple(images), who, pixels, maps, masks, shares, blanked, left_out)
 
 
 def agreements(
@@ -134,38 +88,66 @@ def agreements(
     that stays the same was not made by what was learned. references: (N, D) as in `explanation`.
     Raises TypeError on a tower of which the order of stages is not known.
     """
-    fabric.to_device(encoder)
-    inputs = encoder.preprocess.normalise(store.pixels(images).to(fabric.device))
-    told = _codes(encoder, store, images, fabric)
-    with evaluating(encoder):
-        whole, _ = _maps(encoder, inputs, references, feature, told)
+    _, held = _held(encoder, store, images, references, fabric, feature)
+    whole, _ = _maps(held)
     found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in whole}
     for stage, other in randomised(encoder, seed):
-        with evaluating(other):
-            lost, _ = _maps(other, inputs, references, feature, told)
+        lost, _ = _maps(replace(held, encoder=other))
         for kind, maps in lost.items():
             found[kind][stage] = agreement(whole[kind], maps)
     return found
 
 
-def _codes(
-    encoder: Encoder, store: Store, images: Sequence[str], fabric: lf.Fabric
-) -> torch.Tensor | None:
-    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[list(images)])
-    return None if codes is None else codes.to(fabric.device)
-
-
-def _maps(
+def faced(
     encoder: Encoder,
-    inputs: torch.Tensor,
+    store: Store,
+    images: Sequence[str],
+    features: np.ndarray,
+    fabric: lf.Fabric,
+    feature: Sequence[str] = ("pool", "proj"),
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, str]:
+    """Two photographs held against each other: pixels (2, H, W, 3), maps (2, h, w), places, note.
+
+    features: (2, D) of these images; each map shows what raises the cosine with the other one;
+    places: `saliency.pair_evidence`; note: a line with the cosine, and its change when those
+    places are blanked in the first photograph, and as many random ones on its hand (of the whole
+    picture where a hand is not known). Raises TypeError on a tower without maps.
+    """
+    pixels, held = _held(encoder, store, images, features[[1, 0]], fabric, feature)
+    maps = similarity_cam(held)
+    masks = hand_masks(store, images)
+    known = masks if np.isfinite(masks).all() else None
+    query, gallery = held.images
+    places = pair_evidence(encoder, query, gallery, masks=known, codes=held.codes)
+    codes = None if held.codes is None else held.codes[:1]
+    first = replace(held, images=held.images[:1], references=held.references[:1], codes=codes)
+    among = np.ones((1, *maps.shape[1:]), bool) if known is None else _among(known[:1], maps[:1])
+    return pixels, maps, places, _checked(first, places, among, known is not None, seed)
+
+
+def _held(
+    encoder: Encoder,
+    store: Store,
+    images: Sequence[str],
     references: np.ndarray,
+    fabric: lf.Fabric,
     feature: Sequence[str],
-    codes: torch.Tensor | None,
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+) -> tuple[np.ndarray, Held]:
+    """Pixels (N, H, W, 3) of images, and what the encoder gets of them, on the fabric's device."""
+    fabric.to_device(encoder)
+    pixels = store.pixels(images)
+    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[list(images)])
+    codes = None if codes is None else codes.to(fabric.device)
+    inputs = encoder.preprocess.normalise(pixels.to(fabric.device))
+    return pixels.numpy(), Held(encoder, inputs, references, feature, codes)
+
+
+def _maps(held: Held) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Maps of each kind that the tower has, and why it has no others."""
     makers = {
-        ROLLOUT: lambda: rollout(encoder, inputs, codes=codes),
-        CAM: lambda: similarity_cam(encoder, inputs, references, feature, codes=codes),
+        ROLLOUT: lambda: rollout(held.encoder, held.images, codes=held.codes),
+        CAM: lambda: similarity_cam(held),
     }
     maps, left_out = {}, {}
     for kind, make in makers.items():
@@ -176,23 +158,24 @@ def _maps(
     return maps, left_out
 
 
-def faced(
-    encoder: Encoder,
-    store: Store,
-    images: Sequence[str],
-    features: np.ndarray,
-    fabric: lf.Fabric,
-    feature: Sequence[str] = ("pool", "proj"),
-) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Two photographs held against each other: pixels (2, H, W, 3), maps (2, h, w), places.
+def _among(masks: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """(N, h, w) places of maps that lie half on the hand; all where no hand is known, or none."""
+    known = np.isfinite(masks).all(axis=(1, 2), keepdims=True)
+    inside = cells(np.where(known, masks, 1.0), (maps.shape[1], maps.shape[2])) >= 0.5
+    return inside | ~inside.any(axis=(1, 2), keepdims=True)  # a hand smaller than a place
 
-    features: (2, D) of these images; each map shows what raises the cosine with the other one;
-    places: `saliency.pair_evidence`. Raises TypeError on a tower without maps.
-    """
-    pixels, inputs, told = _given(encoder, store, images, fabric)
-    masks = hand_masks(store, images)
-    with evaluating(encoder):
-        maps = similarity_cam(encoder, inputs, features[[1, 0]], feature, codes=told)
-        known = list(masks) if np.isfinite(masks).all() else None
-        places = pair_evidence(encoder, inputs[0], inputs[1], masks=known, codes=told)
-    return pixels.numpy(), maps, places
+
+def _checked(
+    held: Held, places: pd.DataFrame, among: np.ndarray, on_a_hand: bool, seed: int
+) -> str:
+    """Words on one photograph: its cosine, and what blanking the places of a pair does to it."""
+    maps = np.zeros(among.shape, np.float32)
+    maps[0, places["query_row"], places["query_column"]] = 1
+    share = max(len(places), 1) / among.sum()
+    changes = deletion(held, maps, share, among=among, seed=seed).iloc[0]
+    told = f"cosine {changes['cosine']:.3f}"
+    if len(places):
+        where = "of its hand" if on_a_hand else "of the picture"
+        told += f"; with these places of the query blanked {changes['top']:+.3f}"
+        told += f", with as many random ones {where} {changes['random']:+.3f}"
+    return told.replace("-", "−")

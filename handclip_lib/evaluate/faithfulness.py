@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import stats
 from torch.nn import functional
 
 from handclip_lib.evaluate.embed import evaluating
-from handclip_lib.evaluate.saliency import Maps, cosine_to
+from handclip_lib.evaluate.saliency import Held, Maps
 from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.models.clip import Encoder
 
@@ -23,40 +24,36 @@ BLANKED = ("top", "random", "lowest")
 
 
 def deletion(
-    encoder: Encoder,
-    images: torch.Tensor,
-    references: npt.NDArray[np.floating],
+    held: Held,
     maps: Maps,
     share: float = 0.1,
     fill: str = "border",
     among: npt.NDArray[np.bool_] | None = None,
     draws: int = 8,
     seed: int = 0,
-    feature: Sequence[str] = ("pool", "proj"),
-    codes: torch.Tensor | None = None,
 ) -> pd.DataFrame:
     """How the cosine with the reference changes when places of a photograph are blanked.
 
-    images, references, feature and codes as in `saliency.similarity_cam`; maps: (B, h, w). One row
-    an image: `cosine` as it is, and the change (below 0: less alike) when `share` of its places
-    is blanked: the map's `top` ones, as many at `random` (the mean of `draws` seeded draws), its
-    `lowest`. Places of equal value are taken in random order. among: (B, h, w) the places that
-    may be blanked, None all; give those on the hand, or random places are mostly empty table.
-    fill: `border`, the median colour of the picture's outermost pixels, or `mean`, the colour
-    that inputs are centred on. Deletion: Samek et al. 2017, arXiv:1509.06321.
+    maps: (B, h, w), of the same images. One row an image: `cosine` as it is, and the change (below
+    0: less alike) when `share` of its places is blanked: the map's `top` ones, as many at `random`
+    (the mean of `draws` seeded draws), its `lowest`. Places of equal value are taken in random
+    order. among: (B, h, w) the places that may be blanked, None all; give those on the hand, or
+    random places are mostly empty table. fill: `border`, the median colour of the picture's
+    outermost pixels, or `mean`, the colour that inputs are centred on. Deletion: Samek et al.
+    2017, arXiv:1509.06321.
 
     Raises ValueError on another fill or share, and where an image has no place to blank.
     """
     if fill not in FILLS or not 0 < share <= 1:
         raise ValueError(f"fill={fill}, share={share}: {', '.join(FILLS)}, and above 0 to 1")
     chosen = _choices(maps, among, share, draws, seed)
-    colour = _colour(images, fill)
+    colour = _colour(held.images, fill)
 
     def score(places: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        told = encoder.features(_blanked(images, places, colour), codes)
-        return cosine_to(told, references, feature).double().cpu().numpy()
+        other = replace(held, images=_blanked(held.images, places, colour))
+        return other.cosines(other.features()).double().cpu().numpy()
 
-    with torch.no_grad(), evaluating(encoder):
+    with torch.no_grad(), evaluating(held.encoder):
         before = score(np.zeros(maps.shape, bool))
         after = {name: np.mean([score(p) for p in sets], axis=0) for name, sets in chosen.items()}
     return pd.DataFrame({"cosine": before} | {name: after[name] - before for name in BLANKED})

@@ -1,6 +1,7 @@
 """Where a tower looks: maps over a photograph, and which places of two photographs agree."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,22 +21,51 @@ HEADS = ("mean", "max", "min")
 Maps = npt.NDArray[np.float32]  # (B, h, w)
 
 
+@dataclass(frozen=True)
+class Held:
+    """Photographs as an encoder gets them, each held against a reference.
+
+    images: (B, 3, H, W) normalised; references: (B, D) of `embed.retrieval_features` with the same
+    `feature`: of a gallery photograph, or the mean of an identity; codes: of `Encoder.codes_of`.
+    """
+
+    encoder: Encoder
+    images: torch.Tensor
+    references: npt.NDArray[np.floating]
+    feature: Sequence[str] = ("pool", "proj")
+    codes: torch.Tensor | None = None
+
+    def features(self) -> Features:
+        """What the encoder makes of the images."""
+        return self.encoder.features(self.images, self.codes)
+
+    def cosines(self, told: Features) -> torch.Tensor:
+        """(B,) cosine of each image's retrieval feature with its reference, with gradient.
+
+        told: of `features`. Raises ValueError on references of another shape.
+        """
+        joined = torch.cat([getattr(told, name) for name in self.feature], dim=1).float()
+        target = torch.as_tensor(np.asarray(self.references), device=joined.device).float()
+        if target.shape != joined.shape:
+            raise ValueError(f"references: {tuple(target.shape)} for {tuple(joined.shape)}")
+        return functional.cosine_similarity(joined, target, dim=1)
+
+
 def rollout(
     encoder: Encoder,
     images: torch.Tensor,
     head: str = "mean",
-    discard: float = 0.0,
     codes: torch.Tensor | None = None,
 ) -> Maps:
     """(B, h, w): the share of the pooled token that comes from each place through all blocks.
 
     images: (B, 3, H, W) normalised; codes: of `Encoder.codes_of`. head: how a block's heads become
-    one; discard: the share of each token's weights, the smallest, that is dropped. What the class
-    token and prompts hold is left out, so that a map sums to 1 at most. It knows no reference and
-    no sign: what is attended to, not what makes two photographs alike. ResNet: the attention
-    pool's one layer. Abnar & Zuidema 2020, arXiv:2005.00928, section 3.
+    one (`HEADS`). What the class token and prompts hold is left out, so that a map sums to 1 at
+    most. It knows no reference and no sign: what is attended to, not what makes two photographs
+    alike. ResNet: the attention pool's one layer. Abnar & Zuidema 2020, arXiv:2005.00928,
+    section 3.
 
-    Raises ValueError on another head or discard, TypeError on a tower whose attention is not known.
+    Raises ValueError on another head, TypeError on a tower whose attention is not known.
     """
     visual = encoder.visual
     vit = isinstance(visual, VisionTransformer)
@@ -45,22 +75,19 @@ def rollout(
         grid = encoder.features(images, codes).grid
     places = slice(1, 1 + grid[0] * grid[1])
     if not vit:
-        row = fused(weights[0], head, discard)[:, 0]
+        row = fused(weights[0], head)[:, 0]
     else:
-        rolled = roll([fused(w, head, discard) for w in weights], _fresh(encoder))
+        rolled = roll([fused(w, head) for w in weights], _fresh(encoder))
         row = rolled[:, 0] if visual.pool_type == "tok" else rolled[:, places].mean(dim=1)
     return _as_maps(row[:, places], grid)
 
 
-def fused(weights: torch.Tensor, head: str, discard: float) -> torch.Tensor:
+def fused(weights: torch.Tensor, head: str) -> torch.Tensor:
     """(B, heads, Q, L) attention -> (B, Q, L) of all heads, rows sum to 1."""
-    if head not in HEADS or not 0 <= discard < 1:
-        raise ValueError(f"head={head}, discard={discard}: {', '.join(HEADS)}, and 0 to below 1")
+    if head not in HEADS:
+        raise ValueError(f"head={head}: one of {', '.join(HEADS)}")
     weights = weights.float()
     joined = weights.mean(dim=1) if head == "mean" else getattr(weights, f"a{head}")(dim=1)
-    drop = int(discard * joined.shape[-1])
-    if drop:
-        joined = joined.scatter(-1, joined.topk(drop, dim=-1, largest=False).indices, 0.0)
     return joined / joined.sum(dim=-1, keepdim=True)
 
 
@@ -80,46 +107,25 @@ def roll(weights: Sequence[torch.Tensor], fresh: int = 0) -> torch.Tensor:
     return rolled
 
 
-def similarity_cam(
-    encoder: Encoder,
-    images: torch.Tensor,
-    references: npt.NDArray[np.floating],
-    feature: Sequence[str] = ("pool", "proj"),
-    pooled: bool = False,
-    codes: torch.Tensor | None = None,
-) -> Maps:
+def similarity_cam(held: Held, pooled: bool = False) -> Maps:
     """(B, h, w), >= 0: which places raise the cosine of each image with its reference.
 
-    images: (B, 3, H, W) normalised; references: (B, D) of `embed.retrieval_features` with the same
-    `feature`: a gallery photograph, or the mean of an identity. The gradient of the cosine times
-    the activation at each place of the last map from which the features are read
-    (`models.watch.last_stage`), summed over channels: HiResCAM, Draelos & Carin 2020,
-    arXiv:2011.08891. pooled: with the mean of the gradient over places instead, Grad-CAM,
+    The gradient of the cosine times the activation at each place of the last map from which the
+    features are read (`models.watch.last_stage`), summed over channels: HiResCAM, Draelos & Carin
+    2020, arXiv:2011.08891. pooled: with the mean of the gradient over places instead, Grad-CAM,
     Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2; a class token's gradient differs from
     place to place, and its mean points elsewhere. 0 throughout where no place raises the cosine.
 
     Raises ValueError on references of another shape, TypeError on a tower without such a map.
     """
-    inputs = images.detach().requires_grad_()
+    encoder, held = held.encoder, replace(held, images=held.images.detach().requires_grad_())
     with torch.enable_grad(), evaluating(encoder), watch.last_stage(encoder.visual) as taken:
-        told = encoder.features(inputs, codes)
-        cosines = cosine_to(told, references, feature)
-        (slope,) = torch.autograd.grad(cosines.sum(), taken[0])
+        told = held.features()
+        (slope,) = torch.autograd.grad(held.cosines(told).sum(), taken[0])
     values, slopes = (_places(side.detach(), told.grid) for side in (taken[0], slope))
     if pooled:
         slopes = slopes.mean(dim=1, keepdim=True)  # (B, 1, C)
     return _as_maps((slopes * values).sum(dim=2).clamp(min=0), told.grid)
-
-
-def cosine_to(
-    told: Features, references: npt.NDArray[np.floating], feature: Sequence[str]
-) -> torch.Tensor:
-    """(B,) cosine of each image's retrieval feature with its row of references, with gradient."""
-    joined = torch.cat([getattr(told, name) for name in feature], dim=1).float()
-    target = torch.as_tensor(np.asarray(references), dtype=torch.float32, device=joined.device)
-    if target.shape != joined.shape:
-        raise ValueError(f"references: {tuple(target.shape)} for features {tuple(joined.shape)}")
-    return functional.cosine_similarity(joined, target, dim=1)
 
 
 def pair_evidence(
@@ -127,12 +133,12 @@ def pair_evidence(
     query: torch.Tensor,
     gallery: torch.Tensor,
     top: int = 8,
-    masks: Sequence[npt.NDArray[np.floating]] | None = None,
+    masks: npt.NDArray[np.floating] | None = None,
     codes: torch.Tensor | None = None,
 ) -> pd.DataFrame:
     """The places of two photographs that are each other's nearest, the most alike first.
 
-    query, gallery: (3, H, W) normalised; masks: (H, W), 0 to 1, of both: only places that lie half
+    query, gallery: (3, H, W) normalised; masks: (2, H, W), 0 to 1: only places that lie half
     on the hand are compared, since an empty table resembles every other. Columns `query_row,
     query_column, gallery_row, gallery_column, similarity` (cosine, in the space of texts where the
     tower's places have a way into it: `models.joint`); at most `top` rows. Likeness of places is
@@ -144,7 +150,7 @@ def pair_evidence(
     width = told.grid[1]
     sim = (unit[0] @ unit[1].T).cpu().numpy()  # (N, N)
     if masks is not None:
-        seen = cells(np.stack(list(masks)), told.grid).reshape(2, -1) >= 0.5
+        seen = cells(masks, told.grid).reshape(2, -1) >= 0.5
         sim = np.where(seen[0][:, None] & seen[1], sim, -np.inf)
     forth, back = sim.argmax(axis=1), sim.argmax(axis=0)
     mutual = np.flatnonzero(back[forth] == np.arange(len(sim)))

@@ -1,5 +1,6 @@
 """Figures of what a model looks at, and of the pairs of photographs that decide an evaluation."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,29 +36,24 @@ def map_grid(
     maps: Mapping[str, npt.NDArray[np.floating]],
     title: str,
     names: Sequence[str] = (),
-    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
     """Photographs in the first row, below them a row a kind of map, laid over them in grey.
 
     pixels: (N, H, W, 3) uint8; maps: {kind: (N, h, w)} >= 0, each map coloured from 0 to its own
-    largest value: colours of two photographs are not on one scale. names: above each photograph;
-    notes: {kind: a line under each of its maps}.
+    largest value: colours of two photographs are not on one scale. names: above each photograph.
     """
     pictures = np.asarray(pixels)
     count = len(pictures)
     cell = min(1.7, 9.0 / count)
     tall = cell * pictures.shape[1] / pictures.shape[2]
-    told = notes or {}
-    size = (max(5.0, cell * count + 0.5), 0.6 + (tall + 0.02) * (len(maps) + 1) + 0.22 * len(told))
+    size = (max(5.0, cell * count + 0.5), 0.6 + (tall + 0.02) * (len(maps) + 1))
     fig, axes = canvas(title, len(maps) + 1, count, size)
     for at, ax in enumerate(axes[0]):
         _bare(ax, pictures[at])
         ax.set_title(names[at] if len(names) else "", fontsize=8, pad=3, loc="center")
-    for line, (kind, values) in zip(axes[1:], maps.items(), strict=True):
+    for line, values in zip(axes[1:], maps.values(), strict=True):
         for at, ax in enumerate(line):
             _veiled(ax, pictures[at], values[at])
-            if kind in told:
-                ax.set_xlabel(told[kind][at], fontsize=8, labelpad=2)
     for ax, word in zip(axes[:, 0], ("photograph", *maps), strict=True):
         ax.set_ylabel(word, fontsize=9)
     tight(fig)
@@ -69,30 +65,29 @@ def pair_board(
     pixels: npt.ArrayLike,
     maps: npt.NDArray[np.floating],
     evidence: pd.DataFrame,
+    note: str,
     title: str,
-    names: Sequence[str] = ("query", "gallery"),
-    note: str = "",
 ) -> Figure:
     """Two photographs with the places that answer each other joined by lines, and both maps.
 
     pixels: (2, H, W, 3) uint8; maps: (2, h, w) >= 0, of each photograph with the other as its
     reference, on the grid of `evidence`; evidence: as `evaluate.saliency.pair_evidence` gives it;
-    note: what else is known (cosine, change when the top places are blanked), set below.
+    note: a line below (the cosine, and its change when those places are blanked). All of them as
+    `evaluate.explanation.faced` returns them.
     """
     pictures = np.asarray(pixels)
     tall = 2.5 * pictures.shape[1] / pictures.shape[2]
-    fig, axes = canvas(title, 1, 4, (10.2, tall + (1.05 if note else 0.75)))
+    fig, axes = canvas(title, 1, 4, (10.2, tall + 1.05))
     grid = (maps.shape[1], maps.shape[2])
-    for k in range(2):
+    for k, name in enumerate(("query", "gallery")):
         _bare(axes[0, k], pictures[k])
-        axes[0, k].set_title(names[k], fontsize=9, pad=3)
+        axes[0, k].set_title(name, fontsize=9, pad=3)
         _veiled(axes[0, 2 + k], pictures[k], maps[k])
-        axes[0, 2 + k].set_title(f"what raises the cosine: {names[k]}", fontsize=9, pad=3)
+        axes[0, 2 + k].set_title(f"what raises the cosine: {name}", fontsize=9, pad=3)
     for at, row in enumerate(evidence.to_dict("records")):
         _join(axes[0, 0], axes[0, 1], row, grid, pictures.shape[1:3], PALETTE[at % 7])
     axes[0, 0].set_xlabel(_counted(evidence["similarity"]), fontsize=8, loc="left")
-    if note:
-        fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
+    fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
     tight(fig)
     return fig
 
@@ -172,10 +167,11 @@ def deletions(
 ) -> Figure:
     """Change of the cosine when a map's top places are blanked, beside random and lowest ones.
 
-    scores: {kind of map: what `evaluate.faithfulness.faithfulness` gives}; share: of the places
-    that were blanked. Bars are means with 95 % intervals over persons.
+    scores: {kind of map: what `evaluate.faithfulness.faithfulness` gives}; a name may have lines,
+    and long ones are wrapped; share: of the places that were blanked. Bars are means with 95 %
+    intervals over persons.
     """
-    fig, axes = canvas(title, 1, 1, (7.0, 3.4))
+    fig, axes = canvas(title, 1, 1, (max(7.0, 1.0 + 1.4 * len(scores)), 3.6))
     ax, names = axes[0, 0], ("top", "random", "lowest")
     for at, name in enumerate(names):
         place = np.arange(len(scores)) + 0.27 * (at - 1)
@@ -187,7 +183,7 @@ def deletions(
         error = np.maximum([mean - low, high - mean], 0)
         ax.errorbar(place, mean, error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     ax.axhline(0, color=INK, linewidth=1)
-    ax.set_xticks(range(len(scores)), list(scores))
+    ax.set_xticks(range(len(scores)), [_wrapped(name) for name in scores])
     ax.set_ylabel("change of the cosine")
     grid_lines(ax)
     fig.legend(loc="outside lower left", ncols=3)
@@ -216,6 +212,11 @@ def hand_table(shown: Mapping[str, Explanation]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows.values())).fillna("–")
     frame.index = pd.MultiIndex.from_tuples(list(rows), names=["model", "map"])
     return frame
+
+
+def _wrapped(name: str) -> str:
+    """A name whose lines fit below a group of bars."""
+    return "\n".join(textwrap.fill(line, 18) for line in name.split("\n"))
 
 
 def _mean(shares: np.ndarray) -> str:
