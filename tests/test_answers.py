@@ -24,11 +24,14 @@ from handclip_lib.models.clip import load_comparator
 from handclip_lib.params import ParamError
 from handclip_lib.report import answers
 from handclip_lib.report.explain import hand_table
-from handclip_lib.report.lineup import Contender, Space, images_of, space_of
+from handclip_lib.report.lineup import Contender
 from handclip_lib.report.runs import open_run
+from handclip_lib.report.spaces import Space, images_of, space_of
 from handclip_lib.schema import Comparator, Params
+from handclip_lib.schema_base import Model
 
 MODEL = Contender("m")
+TABLE = pd.DataFrame({"dataset": ["HD"]})  # whose persons numbers count
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +66,8 @@ def drawn(manifest: pd.DataFrame, noise: float = 0.5, seed: int = 0) -> Space:
     rows = manifest.drop_duplicates("image")
     who = persons(rows["pid"]).to_numpy()
     centres = rng.normal(size=(who.max() + 1, 6))
-    z = [unit(centres[who] + rng.normal(0, noise, (len(rows), 6))) for _ in range(2)]
-    return Space(tuple(rows["image"]), *z)
+    z = unit(centres[who] + rng.normal(0, noise, (len(rows), 6)))
+    return Space(tuple(rows["image"]), z)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,7 @@ def test_a_threshold_is_learned_on_persons_held_out(p):
     manifest = pd.concat([people(4), held_out()], ignore_index=True)
     space = drawn(manifest, noise=1.0)
     found = answers.verified([MODEL], {"m": space}, manifest, p)
-    points = answers.operating_points({"m": space}, manifest, found, fmr=0.5)
+    points = answers.operating_points([MODEL], {"m": space}, TABLE, manifest, found, fmr=0.5)
     names = held_out()["image"].tolist()
     z, who = space.of(names).astype(float), np.repeat(np.arange(6), 2)
     sim = np.round(z @ z.T, 6)
@@ -126,6 +129,10 @@ def test_a_threshold_is_learned_on_persons_held_out(p):
     passed = tested["similarity"] >= threshold
     assert points["m"]["fmr"] == pytest.approx(passed[~tested["genuine"]].mean())
     assert points["m"]["fnmr"] == pytest.approx((~passed[tested["genuine"]]).mean())
+    knows = Contender("m", taught={"HD": [103, 5000]})
+    assert answers.operating_points([knows], {"m": space}, TABLE, manifest, found, 0.5) == {}
+    other = Contender("m", taught={"11k": [103]})
+    assert answers.operating_points([other], {"m": space}, TABLE, manifest, found, 0.5) == points
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def test_why_there_is_no_threshold(p, capsys, held, fmr, reason):
     manifest = pd.concat([people(3), held_out(held)], ignore_index=True)
     space = drawn(manifest)
     found = answers.verified([MODEL], {"m": space}, manifest, p)
-    assert answers.operating_points({"m": space}, manifest, found, fmr) == {}
+    assert answers.operating_points([MODEL], {"m": space}, TABLE, manifest, found, fmr) == {}
     assert reason in capsys.readouterr().out
 
 
@@ -149,7 +156,7 @@ def test_one_photograph_each_gives_no_threshold(p, capsys):
     manifest = pd.concat([people(3), single], ignore_index=True)
     space = drawn(manifest)
     found = answers.verified([MODEL], {"m": space}, manifest, p)
-    assert answers.operating_points({"m": space}, manifest, found, 0.5) == {}
+    assert answers.operating_points([MODEL], {"m": space}, TABLE, manifest, found, 0.5) == {}
     assert "no threshold: " in capsys.readouterr().out
 
 
@@ -177,16 +184,22 @@ def test_no_point_no_errors_of_groups():
 # --- rankings -----------------------------------------------------------------------------------
 
 
-def test_every_way_to_rank(p, manifest, spaces):
-    space = spaces["m"]
-    found = answers.ranked(space, manifest, p)
+def test_every_way_to_rank(p, manifest, spaces, table, monkeypatch):
+    space, flipped = spaces["m"], drawn(manifest, seed=7)
+
+    def faked(one, q, photographs, images, fabric, flipped_too) -> Space:
+        assert (one, q, photographs is table, flipped_too) == (MODEL, p, True, True)
+        return Space(tuple(images), flipped.of(images))
+
+    monkeypatch.setattr(answers, "space_of", lambda *told, flipped=False: faked(*told, flipped))
+    found = answers.ranked(MODEL, space, manifest, table, p, make_fabric(p))
     names = ["cosine", "re-ranked 3/2", "re-ranked 3/2, one by one", "query expansion 1",
              "query expansion 1, alpha 3", "gallery augmented 1, alpha 3", "flipped, added",
              "whitened"]  # fmt: skip
     assert list(found) == names
     told = list(space.images), manifest, p.evaluation.bootstrap, p.seed
     assert found["cosine"] == evaluate(space.z, *told)
-    assert found["flipped, added"] == evaluate(space.flipped, *told) != found["cosine"]
+    assert found["flipped, added"] == evaluate(flipped.z, *told) != found["cosine"]
     training = space.of(manifest.loc[manifest["split"] == "train", "image"])
     expected = evaluate(whiten(space.z, fit_whitening(training)), *told)
     assert found["whitened"] == expected
@@ -218,17 +231,14 @@ def test_other_data_sets_are_asked_in_their_own_gallery(csv, p, table, manifest,
     abroad = space_of(one, r, other, images_of(rows), fabric)
     expected = evaluate(abroad.z, list(abroad.images), rows, *boots)["own"]
     assert found["abroad"] == expected and expected["persons"] == 4
+    tested = int(rows.loc[rows["split"] == "query", "pid"].max())
+    knows = Contender("zero_shot", taught={f"own {Path(other.attrs['root']).resolve()}": [tested]})
+    assert list(answers.asked([knows], spaces, asked, q, fabric)["zero_shot"]) == ["own"]
     with pytest.raises(ParamError, match=r"comparison\.others\.abroad: a test is called that"):
         answers.asked([one], spaces, asked | {"abroad": manifest}, q, fabric)
 
 
 # --- explanations, and what is kept -------------------------------------------------------------
-
-
-def test_a_pair_is_of_one_person():
-    manifest = people(3).sample(frac=1, random_state=0)
-    query, entry = answers.one_pair(manifest)
-    assert query == "0_1" and entry == "0_0"
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +247,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Contender]:
     mba = load_comparator(Comparator(backbone="tiny_rn", pretrained="", image_size=64))
     path = tmp_path_factory.mktemp("kept") / "mba.pth"
     save_checkpoint(path, mba, {}, "", "k", {"taught": {}})
-    return [Contender("zero_shot"), Contender("mba", str(path))]
+    return [Contender("zero_shot"), Contender("mba", Model(name=str(path), pretrained=""))]
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +268,32 @@ def test_each_person_is_explained_once(manifest, shown):
     assert vit.pixels.shape == (len(vit.images), 32, 32, 3)
 
 
+def test_a_pair_is_of_one_person_and_may_be_closed(p, table, manifest, models, shown, monkeypatch):
+    spaces, _ = shown
+    fabric, first = make_fabric(p), manifest[manifest["draw"] == 0]
+    asked = []
+
+    def facing(encoder, store, images, *_) -> None:
+        asked.append(images)
+        raise TypeError("no maps")
+
+    vit, mba = (
+        answers.one_pair(one, spaces[one.name], table, manifest, p, fabric) for one in models
+    )
+    assert vit.facing[0].shape == (2, 32, 32, 3) and set(vit.alike) == {ROLLOUT, CAM}
+    assert mba.facing is not None and mba.alike is None and "mba: the order" in mba.why
+    monkeypatch.setattr(answers, "faced", facing)
+    told = answers.one_pair(models[0], spaces["zero_shot"], table, manifest, p, fabric)
+    assert (told.facing, told.alike, told.why) == (None, None, "zero_shot: no maps")
+    query, entry = (first[first["image"] == image] for image in asked[0])
+    assert set(query["split"]) == {"query"} and "gallery" in set(entry["split"])
+    assert (
+        set(query["pid"])
+        == set(entry["pid"])
+        == {first.loc[first["split"] == "query", "pid"].min()}
+    )
+
+
 def test_a_tower_without_attention_says_so_and_has_a_row(shown):
     _, found = shown
     mba = found["mba"]
@@ -266,7 +302,7 @@ def test_a_tower_without_attention_says_so_and_has_a_row(shown):
     told = hand_table(found)
     assert list(told.index) == [("zero_shot", ROLLOUT), ("zero_shot", CAM), ("mba", CAM),
                                 ("mba", ROLLOUT)]  # fmt: skip
-    assert told.loc[("mba", ROLLOUT), "on the hand (%)"] == mba.left_out[ROLLOUT]
+    assert told.loc[("mba", ROLLOUT), "note"] == mba.left_out[ROLLOUT]
     assert told.loc[("mba", CAM), "top less random"].count("[") == 1
 
 
@@ -278,7 +314,8 @@ def test_what_is_kept_can_be_written(p, table, manifest, models, shown, tmp_path
     strangers, _ = answers.open_set(models, spaces, manifest, p)
     worth, _ = answers.evidence(found, "toys", p.comparison.folds)
     scores = {name: evaluate(s.z, s.images, manifest, 100) for name, s in spaces.items()}
-    ranked = {"mba": answers.ranked(spaces["mba"], manifest, p)}
+    fabric = make_fabric(p)
+    ranked = {"mba": answers.ranked(models[1], spaces["mba"], manifest, table, p, fabric)}
     kept = answers.kept(
         answers.asked(models, spaces, asked, p, make_fabric(p)), ranked, found, {}, worth,
         strangers, {}, explained,

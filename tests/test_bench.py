@@ -9,7 +9,7 @@ import torch
 from handclip_lib.bench import evaluation, gpu, rerank, table, text, training
 from handclip_lib.bench.row import Row
 from handclip_lib.data import tables
-from handclip_lib.schema import Model
+from handclip_lib.schema_base import Model
 
 
 def test_every_row_times_both_ways(monkeypatch):

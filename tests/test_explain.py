@@ -35,7 +35,7 @@ def test_lines_join_the_places_that_agree():
         }
     )  # fmt: skip
     shown = pictures(2), np.ones((2, 2, 4))
-    fig = explain.pair_board(*shown, evidence, "cosine 0.900", "Title")
+    fig = explain.pair_board((*shown, evidence, "cosine 0.900"), "Title")
     left, right = fig.axes[:2]
     (frame,) = [p for p in left.patches if isinstance(p, Rectangle)]
     assert frame.get_xy() == (3 * 8 - 0.5, 12 - 0.5) and frame.get_width() == 8
@@ -43,7 +43,7 @@ def test_lines_join_the_places_that_agree():
     assert line.xy1 == (27.5, 17.5) and line.xy2 == (11.5, 5.5)
     assert left.get_xlabel() == "1 place agrees, cosine 0.90"
     assert fig.get_supxlabel() == "cosine 0.900"
-    none = explain.pair_board(*shown, evidence[:0], "cosine 0.900", "Title")
+    none = explain.pair_board((*shown, evidence[:0], "cosine 0.900"), "Title")
     assert none.axes[0].get_xlabel() == "no place agrees"
 
 

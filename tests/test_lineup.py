@@ -15,9 +15,11 @@ from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.params import ParamError, load
 from handclip_lib.report import lineup
-from handclip_lib.report.lineup import Contender, Space
+from handclip_lib.report.lineup import Contender
 from handclip_lib.report.runs import open_run, run_folder
+from handclip_lib.report.spaces import Space, images_of, space_of
 from handclip_lib.schema import Params
+from handclip_lib.schema_base import Model
 from handclip_lib.train import stages
 from handclip_lib.train.job import persons_taught
 
@@ -106,7 +108,7 @@ def found(table, manifest):
     return run
 
 
-def test_models_come_in_the_order_of_the_notebooks(told, finished, found):
+def test_models_come_in_the_order_of_the_notebooks(told, finished, found, capsys):
     p = told()
     folder = finished(p, "05_sequential_chain", ["step1_dorsal_r", "step2_palmar_r"])
     finished(p, "04_prompt_learning", ["clip_reid"], also=["prompts"])
@@ -119,17 +121,29 @@ def test_models_come_in_the_order_of_the_notebooks(told, finished, found):
         "zero_shot", "stage1", "mba", "ce", "ce, slow", "clip_reid", "chain"
     ]  # fmt: skip
     stage1, slow, chain = models["stage1"], models["ce, slow"], models["chain"]
-    assert (stage1.file, stage1.source) == (str(first / "checkpoints/stage1.pth"), "02_stage1")
-    assert slow.file.endswith("03_stage2_losses/slow/checkpoints/ce.pth")
+    assert stage1.tower.name == str(first / "checkpoints/stage1.pth")
+    assert (stage1.source, stage1.losses) == ("02_stage1", "cross-entropy")
+    assert slow.tower.name.endswith("03_stage2_losses/slow/checkpoints/ce.pth")
     assert slow.source == "03_stage2_losses, slow"
-    assert chain.file == str(folder / "checkpoints/step2_palmar_r.pth")
-    assert stage1.cost == {"images": 12 * 4, "seconds": 1.5, "parameters": 70}
-    assert chain.cost == {"images": 2 * 12 * 4, "seconds": 3.0, "parameters": 90}
-    assert models["zero_shot"] == Contender("zero_shot") and not models["zero_shot"].cost
+    assert chain.tower.name == str(folder / "checkpoints/step2_palmar_r.pth")
+    own = {"image_passes": 12 * 4, "seconds": 1.5, "trained_parameters": 70, "kept_epoch": 1}
+    assert stage1.cost == own
+    more = {"image_passes": 2 * 12 * 4, "seconds": 3.0, "trained_parameters": 90}
+    assert chain.cost == own | more and chain.losses == "chain of stage1"
+    assert models["zero_shot"] == Contender("zero_shot", taught={})
+    assert not models["zero_shot"].cost
     assert (models["mba"].memory_mb, stage1.memory_mb) == (900.0, 300.0)
     shown = lineup.model_table(list(models.values()))
-    assert shown.loc["zero_shot"].tolist() == ["the study's tower", "–"]
-    assert shown.loc["chain"].tolist() == ["05_sequential_chain", "step2_palmar_r.pth"]
+    assert shown.loc["zero_shot"].tolist() == ["the study's tower", "–", "–", "–"]
+    row = ["05_sequential_chain", "chain of stage1", "1", chain.weights[:16]]
+    assert shown.loc["chain"].tolist() == row
+    same = lineup.distinct(list(models.values()))
+    assert [one.name for one in same] == ["zero_shot", "stage1"], "copies of one toy tower"
+    seen = lineup.looked_at(list(models.values()), told(shown=["mba", "ce", "mbaa"]))
+    assert [one.name for one in seen] == ["stage1", "mba", "ce", "ce, slow"]
+    said = capsys.readouterr().out
+    assert "ce, slow has the very weights of stage1: kept from epoch 1" in said
+    assert "comparison.shown: no model 'mbaa' is there; did you mean 'mba'?" in said
 
 
 def test_the_chains_last_file(told, finished, found):
@@ -142,7 +156,7 @@ def test_the_chains_last_file(told, finished, found):
             folder / "checkpoints" / f"{files[-1]}_prompts.pth"
         )  # beside a step's, by some recipes
         more.write_bytes(b"no tower")
-        assert Path(found(p)["chain"].file) == folder / "checkpoints" / f"{files[-1]}.pth"
+        assert Path(found(p)["chain"].tower.name) == folder / "checkpoints" / f"{files[-1]}.pth"
     (folder / "checkpoints" / f"{files[-1]}.pth").unlink()
     assert "chain" not in found(p)
 
@@ -194,6 +208,23 @@ def test_who_was_taught_a_tested_person_is_left_out(told, finished, found, manif
         found(p)
 
 
+def test_a_weights_file_is_asked_wherever_it_is_named_from(
+    told, finished, found, manifest, encoder, table, tmp_path, monkeypatch, capsys
+):
+    finished(told(), "02_stage1", ["stage1"])
+    tested = sorted(set(manifest.loc[manifest["split"] == "query", "pid"]))
+    whom = {f"own {Path(table.attrs['root']).resolve()}": tested}
+    path = save_checkpoint(tmp_path / "leaky.pth", encoder, {}, "", "k", {"taught": whom})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for tag, name in (("whole", str(path)), ("home", "~/leaky.pth")):
+        assert "leaky" not in found(told(tag, models=[name]))
+        assert "leaky is left out" in capsys.readouterr().out
+    told_to = found(told("random", models=[{"name": "toy-vit", "pretrained": "random"}]))
+    assert list(told_to)[2:] == ["toy-vit"]
+    with pytest.raises(ValueError, match="toy-vit needs weights: set pretrained"):
+        found(told("none", models=["toy-vit"]))["toy-vit"].encoder(told())
+
+
 def test_persons_of_another_data_set_are_others(table):
     mine = f"own {Path(table.attrs['root']).resolve()}"
     held = {"taught": {mine: [1, 2], "11k": [3]}}
@@ -212,13 +243,13 @@ def test_stage_1_is_trained_where_it_is_missing(told, found, reports, capsys, mo
     p = told()
     one = found(p)["stage1"]
     assert "training it first" in capsys.readouterr().out
-    assert one.file == str(run_folder("02_stage1", p) / "checkpoints/stage1.pth")
-    assert one.seconds > 0 and one.images == 8 and one.source == "02_stage1"
+    assert one.tower.name == str(run_folder("02_stage1", p) / "checkpoints/stage1.pth")
+    assert one.seconds > 0 and one.image_passes == 8 and one.source == "02_stage1"
     assert list(found(p)) == ["zero_shot", "stage1"]
     assert "training it first" not in capsys.readouterr().out
     tagged = told(tag="again")
     monkeypatch.setattr(stages, "stage1", None)  # nothing is trained: the plain run's serves
-    assert found(tagged)["stage1"].file == one.file
+    assert found(tagged)["stage1"].tower == one.tower
 
 
 # --- features -----------------------------------------------------------------------------------
@@ -226,7 +257,7 @@ def test_stage_1_is_trained_where_it_is_missing(told, found, reports, capsys, mo
 
 def test_a_space_knows_its_images():
     z = np.eye(3, dtype=np.float32)
-    space = Space(("a", "b", "c"), z, z)
+    space = Space(("a", "b", "c"), z)
     assert (space.of(["c", "a", "c"]) == z[[2, 0, 2]]).all()
     with pytest.raises(ValueError, match="no feature of x"):
         space.of(["a", "x", "y"])
@@ -236,15 +267,17 @@ def test_a_models_space(told, table, encoder, tmp_path):
     path = save_checkpoint(tmp_path / "mine.pth", encoder, {}, "", "k", {"taught": {}})
     images = table["image"].tolist()[:5]
     p = told()
-    space = lineup.space_of(Contender("mine", str(path)), p, table, images, make_fabric(p))
+    one = Contender("mine", Model(name=str(path), pretrained=""))
+    space = space_of(one, p, table, images, make_fabric(p))
     assert space.images == tuple(images) and space.z.shape == (5, 48)
-    for rows in (space.z, space.flipped):
+    flipped = space_of(one, p, table, images, make_fabric(p), flipped=True).z
+    for rows in (space.z, flipped):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    assert not np.allclose(space.z, space.flipped, atol=1e-3)
+    assert not np.allclose(space.z, flipped, atol=1e-3)
     short = p.model_copy(
         update={"evaluation": p.evaluation.model_copy(update={"feature": ("proj",)})}
     )
-    part = lineup.space_of(Contender("mine", str(path)), short, table, images, make_fabric(p))
+    part = space_of(one, short, table, images, make_fabric(p))
     assert part.z.shape == (5, 16)
 
 
@@ -257,5 +290,5 @@ def test_manifests_of_all_aspects_or_one(told, table):
     assert list(found) == ["dorsal_r", "palmar_r"]
     for aspect, rows in found.items():
         assert set(rows.loc[rows["split"] == "query", "aspect"]) == {aspect}
-    names = lineup.images_of(*found.values())
+    names = images_of(*found.values())
     assert len(names) == len(set(names)) == len(both)

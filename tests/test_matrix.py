@@ -11,7 +11,7 @@ from handclip_lib.evaluate.statistics import paired_test
 from handclip_lib.params import load
 from handclip_lib.report import errors, matrix
 from handclip_lib.report.explain import hand_table
-from handclip_lib.report.lineup import Contender
+from handclip_lib.report.lineup import Contender, losses_of
 
 METRICS = ("rank1", "rank5", "rank10", "map", "map_trapezoid", "minp")
 
@@ -108,7 +108,7 @@ def study():
     [
         ("stage1", "cross-entropy"),
         ("both", "cross-entropy + triplet"),
-        ("both, slow", "cross-entropy + triplet"),
+        ("chain", "chain of stage1"),
         ("reid", "triplet + text (prompts)"),
         ("plain", "triplet"),
         ("zero_shot", "–"),
@@ -117,22 +117,23 @@ def study():
     ],
 )
 def test_losses_in_words(study, name, words):
-    assert matrix.losses_of(study, name) == words
+    assert losses_of(study, name) == words
 
 
-def test_matrix_table(study):
+def test_matrix_table():
+    both = {"losses": "two", "image_passes": 3000, "seconds": 60.0}
     models = [
         Contender("zero_shot"),
-        Contender("both", "both.pth", "03", 3000, 60.0, 1_234_567, 812.4),
-        Contender("old", "old.pth", "02", 3000, 0.0, 5),
+        Contender("both", **both, trained_parameters=1_234_567, memory_mb=812.4),
+        Contender("old", image_passes=3000, seconds=0.0, trained_parameters=5),
     ]
     scores = {"zero_shot": scored(0.4, 0.1), "both": scored(0.8), "old": scored(0.5, 0.05, "own")}
     scores["both"]["all"] = scored(0.6)["all"]
     spaces = {one.name: {"silhouette": 0.1234, "alignment": 0.5} for one in models}
-    table = matrix.matrix_table(models, scores, spaces, study)
+    table = matrix.matrix_table(models, scores, spaces)
     assert list(table.columns.levels[0]) == ["scores (%)", "training and features"]
     found = table.droplevel(0, axis=1)
-    cost = ["training (s)", "images/s", "parameters trained", "memory of the run (MB)"]
+    cost = ["own training (s)", "images/s", "parameters trained", "memory of the run (MB)"]
     assert found.loc["zero_shot", cost].tolist() == ["–"] * 4
     assert found.loc["both", cost].tolist() == ["60.0", "50", "1,234,567", "812"]
     assert found.loc["old", cost].tolist() == ["0.0", "–", "5", "–"]
@@ -262,8 +263,9 @@ def explained(left_out=(), known=True) -> Explanation:
 
 def test_hand_table():
     found = hand_table({"vit": explained(), "cnn": explained(["attention"], known=False)})
-    assert found.loc[("vit", "attention")].tolist() == ["60", "30", "−0.123 [−0.200, +0.050]"]
-    assert found.loc[("cnn", "attention")].tolist() == ["it has none", "–", "–"]
+    told = ["60", "30", "−0.123 [−0.200, +0.050]"]
+    assert found.loc[("vit", "attention")].tolist()[:3] == told
+    assert found.loc[("cnn", "attention"), "note"] == "it has none"
     assert found.loc[("cnn", "raises the cosine")].tolist()[:2] == ["–", "–"]
     both = ["attention", "raises the cosine"]
     none = hand_table({"odd": explained(both)})

@@ -13,7 +13,7 @@ from handclip_lib.data.leaks import TESTING
 from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import calibration, openset, slices, verification
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
-from handclip_lib.evaluate.explanation import Explanation, explanation
+from handclip_lib.evaluate.explanation import Explanation, agreements, explanation, faced
 from handclip_lib.evaluate.pairs import by_kind, distinct, pairs_of, select_pairs
 from handclip_lib.evaluate.protocol import evaluate
 from handclip_lib.evaluate.rates import supported
@@ -144,21 +144,27 @@ def ranked(
 
 
 def operating_points(
+    models: Sequence[Contender],
     spaces: Mapping[str, Space],
+    table: pd.DataFrame,
     manifest: pd.DataFrame,
     found: Verified,
     fmr: float,
 ) -> dict[str, dict[str, Any]]:
     """{model: errors at the threshold that held-out training persons give for a false match rate}.
 
-    Empty, with the reason printed, where no persons are
-    held out, or too few for that rate.
+    Empty, with the reason printed, where no persons are held out, or too few for that rate; without
+    a model that was taught some of them, which is printed, too.
     """
     if not (manifest["split"] == "select").any():
         print("no threshold: split.select holds out no persons to choose it on")
         return {}
     points = {}
-    for name, pairs in found.pairs.items():
+    for one in models:
+        name, pairs = one.name, found.pairs[one.name]
+        if one.met(table, manifest, "select"):
+            print(f"no threshold for {name}: it was taught persons that are held out here")
+            continue
         held = select_pairs(spaces[name].z, spaces[name].images, manifest)
         impostors = int((~held["genuine"]).sum())
         if not held["genuine"].any() or not supported(fmr, impostors):
@@ -225,12 +231,38 @@ def explained(
     return found
 
 
-def one_pair(manifest: pd.DataFrame) -> list[str]:
-    """The first query of draw 0 and the gallery photograph of its person."""
+@dataclass(frozen=True)
+class Pair:
+    """One person's query and gallery photograph by one model. facing: `explanation.faced`; alike:
+    `explanation.agreements` of both; None where the tower has no such maps: `why`.
+    """
+
+    facing: tuple[np.ndarray, np.ndarray, pd.DataFrame, str] | None
+    alike: dict[str, dict[str, np.ndarray]] | None
+    why: str
+
+
+def one_pair(
+    one: Contender,
+    space: Space,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    p: Params,
+    fabric: lf.Fabric,
+) -> Pair:
+    """The first query of draw 0 against the gallery photograph of its person, and the reverse."""
     first = manifest[manifest["draw"] == 0].sort_values(["pid", "image"])
     query = first[first["split"] == "query"].iloc[0]
     entries = first[(first["split"] == "gallery") & (first["pid"] == query["pid"])]
-    return [str(query["image"]), str(entries["image"].iloc[0])]
+    both = [str(query["image"]), str(entries["image"].iloc[0])]
+    encoder, feature, z = one.encoder(p), p.evaluation.feature, space.of(both)
+    store, facing, alike, why = open_store(table, encoder.preprocess), None, None, ""
+    try:
+        facing = faced(encoder, store, both, z, fabric, feature, p.seed)
+        alike = agreements(encoder, store, both, z[[1, 0]], fabric, feature, p.seed)
+    except TypeError as error:  # of a tower that cannot be looked into
+        why = f"{one.name}: {error}"
+    return Pair(facing, alike, why)
 
 
 def kept(

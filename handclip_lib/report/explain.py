@@ -21,6 +21,7 @@ from handclip_lib.report.canvas import (
     blank,
     canvas,
     grid_lines,
+    saying,
     styled,
     tight,
 )
@@ -62,19 +63,17 @@ def map_grid(
 
 @styled
 def pair_board(
-    pixels: npt.ArrayLike,
-    maps: npt.NDArray[np.floating],
-    evidence: pd.DataFrame,
-    note: str,
-    title: str,
+    facing: tuple[np.ndarray, np.ndarray, pd.DataFrame, str] | None, title: str, why: str = ""
 ) -> Figure:
     """Two photographs with the places that answer each other joined by lines, and both maps.
 
-    pixels: (2, H, W, 3) uint8; maps: (2, h, w) >= 0, of each photograph with the other as its
-    reference, on the grid of `evidence`; evidence: as `evaluate.saliency.pair_evidence` gives it;
-    note: a line below (the cosine, and its change when those places are blanked). All of them as
-    `evaluate.explanation.faced` returns them.
+    facing: as `evaluate.explanation.faced` gives it: pixels (2, H, W, 3) uint8; maps (2, h, w) >= 0
+    of each photograph with the other as its reference; places on their grid; a line set below.
+    None: `why` is said instead.
     """
+    if facing is None:
+        return saying(title, why)
+    pixels, maps, evidence, note = facing
     pictures = np.asarray(pixels)
     tall = 2.5 * pictures.shape[1] / pictures.shape[2]
     fig, axes = canvas(title, 1, 4, (10.2, tall + 1.05))
@@ -136,13 +135,18 @@ def hardest_pairs(
 
 @styled
 def randomisation(
-    agreements: Mapping[str, Mapping[str, npt.NDArray[np.floating]]], title: str
+    agreements: Mapping[str, Mapping[str, npt.NDArray[np.floating]]] | None,
+    title: str,
+    why: str = "",
 ) -> Figure:
     """How alike maps stay while the tower's weights are lost, from the output to the pixels.
 
     agreements: {kind of map: {stage lost last: (N,) rank correlations with the map of the whole
-    tower}}, of `evaluate.faithfulness.randomised` and `agreement`. Lines are means, dots images.
+    tower}}, of `evaluate.explanation.agreements`. Lines are means, dots images. None: `why` is
+    said instead.
     """
+    if agreements is None:
+        return saying(title, why)
     fig, axes = canvas(title, 1, 1, (7.5, 3.6))
     ax = axes[0, 0]
     stages = list(next(iter(agreements.values())))

@@ -13,7 +13,7 @@ from handclip_lib.data.check import listed
 from handclip_lib.data.manifest import TooFew
 from handclip_lib.models.checkpoint import find_checkpoint, is_ours, read_checkpoint
 from handclip_lib.models.clip import Encoder, encoder_of
-from handclip_lib.params import ParamError, guided_variants, stage2_variants
+from handclip_lib.params import ParamError, guided_variants, resolve, stage2_variants
 from handclip_lib.report.results import Finished, finished_runs
 from handclip_lib.report.runs import Run, reports_root
 from handclip_lib.schema import Params
@@ -67,8 +67,10 @@ class Contender:
 
     def met(self, table: pd.DataFrame, manifest: pd.DataFrame, *parts: str) -> list[int]:
         """Whom of these parts of a manifest it was taught, as far as that is recorded."""
+        if not self.taught:
+            return []
         asked = set(manifest.loc[manifest["split"].isin(parts), "pid"].tolist())
-        return sorted(persons_taught({"taught": self.taught or {}}, table) & asked)
+        return sorted(persons_taught({"taught": self.taught}, table) & asked)
 
 
 def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Contender]:
@@ -201,10 +203,13 @@ def _further(told: Model, p: Params) -> Contender:
     usual = {"fit": p.model.fit, "mirror_left": p.model.mirror_left} if held is None else {}
     own = {key: value for key, value in told.model_dump().items() if value is not None}
     tower = Model.model_validate(usual | own)
-    name, taught = Path(told.name).name.removesuffix(".pth"), held and held["taught"]
-    return Contender(
-        name, tower, "comparison.models", weights=held["sha256"] if held else "", taught=taught
-    )
+    name = Path(told.name).name.removesuffix(".pth")
+    if held is not None:
+        weights, taught = held["sha256"], held["taught"]
+        return Contender(name, tower, "comparison.models", weights=weights, taught=taught)
+    words = [word for word in (told.name, told.pretrained) if word]
+    foreign = any(path.exists() for word in words for path in (Path(word), resolve(word)))
+    return Contender(name, tower, "comparison.models", taught=None if foreign else {})
 
 
 def losses_of(p: Params, name: str) -> str:

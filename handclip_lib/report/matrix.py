@@ -49,8 +49,7 @@ def _cost(one: Contender) -> dict[str, str]:
     def told(value: float | None, form: str = ",.0f") -> str:
         return "–" if value is None else format(value, form)
 
-    trained = one.seconds is not None and one.image_passes is not None
-    rate = one.image_passes / one.seconds if trained and one.seconds else None
+    rate = one.image_passes / one.seconds if one.image_passes and one.seconds else None
     return {
         "own training (s)": told(one.seconds, ",.1f"),
         "image passes": told(one.image_passes),
