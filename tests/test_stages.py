@@ -1,6 +1,7 @@
 """Stages 1 and 2 on a tower of nothing: they learn, repeat, go on, and see no test person."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from handclip_lib.data.splits import SplitError, make_manifest
 from handclip_lib.losses import build_loss
 from handclip_lib.params import load
 from handclip_lib.schema import Params
-from handclip_lib.schema_train import LossSpec
+from handclip_lib.schema_train import LossSpec, Stage2
 from handclip_lib.train import learner as learners
 from handclip_lib.train import stages, training
 from handclip_lib.train.job import study_encoder
@@ -33,6 +34,11 @@ FAST = {
     "layer_decay": 1.0, "augment": {"erasing": 0.0, "degrees": 5.0},
 }  # fmt: skip
 CE = (LossSpec(type="cross_entropy"),)
+
+
+def of(p: Params, losses: Sequence[LossSpec] = CE) -> Stage2:
+    """Stage 2's settings with these losses."""
+    return p.stage2.model_copy(update={"losses": tuple(losses)})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -209,8 +215,8 @@ def test_stage_2_starts_from_stage_1(table, manifest, tmp_path, capsys):
     assert "training it first" not in capsys.readouterr().out
     losses = (LossSpec(type="cross_entropy"), LossSpec(type="triplet"), LossSpec(type="center"))
     run = tmp_path / "03"
-    trained = stages.stage2(p, "three", losses, start, table, manifest, run)
-    ce = stages.stage2(p, "ce", CE, start, table, manifest, run)
+    trained = stages.stage2(p, "three", of(p, losses), start, table, manifest, run)
+    ce = stages.stage2(p, "ce", of(p), start, table, manifest, run)
     one = torch.load(start, weights_only=True)["sha256"]
     assert torch.load(trained.checkpoint, weights_only=True)["parent"] == one
     assert torch.load(ce.checkpoint, weights_only=True)["parent"] == one
@@ -229,7 +235,7 @@ def test_a_named_start_that_is_missing_is_an_error(table, manifest, tmp_path):
 def test_save_dir_gets_the_weights_too(table, manifest, tmp_path, train):
     p = told(tmp_path, stage2={"save_dir": str(tmp_path / "kept"), "epochs": 1})
     start = train("start", epochs=1).checkpoint
-    trained = stages.stage2(p, "ce", CE, start, table, manifest, tmp_path / "r")
+    trained = stages.stage2(p, "ce", of(p), start, table, manifest, tmp_path / "r")
     kept = tmp_path / "kept" / "squares_dorsal_r_seed0_ce.pth"
     assert kept.read_bytes() == trained.checkpoint.read_bytes()
 
@@ -331,18 +337,18 @@ def test_weights_that_were_taught_a_test_person_are_refused(train, table, manife
     other = manifest.assign(split=halves.fillna("train"))
     p = told(tmp_path, stage2={"epochs": 1})
     with pytest.raises(SplitError, match=r"taught persons who are tested or held out here: 1, 2, "):
-        stages.stage2(p, "ce", CE, start, table, other, tmp_path / "leak")
+        stages.stage2(p, "ce", of(p), start, table, other, tmp_path / "leak")
     assert not (tmp_path / "leak" / "checkpoints" / "ce.pth").exists()
     foreign = tmp_path / "foreign.pth"
     torch.save(torch.load(start, weights_only=True)["state_dict"], foreign)
-    stages.stage2(p, "ce", CE, foreign, table, manifest, tmp_path / "foreign")
+    stages.stage2(p, "ce", of(p), foreign, table, manifest, tmp_path / "foreign")
 
 
 def test_what_is_taught_is_carried_on(train, table, manifest, tmp_path):
     start = train("first", epochs=1).checkpoint
     p = told(tmp_path, stage2={"epochs": 1})
     rows = manifest[~manifest["pid"].isin(manifest["pid"].unique()[:2])]
-    trained = stages.stage2(p, "ce", CE, start, table, rows, tmp_path / "next")
+    trained = stages.stage2(p, "ce", of(p), start, table, rows, tmp_path / "next")
     before, after = (
         torch.load(f, weights_only=True)["taught"] for f in (start, trained.checkpoint)
     )

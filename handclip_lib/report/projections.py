@@ -52,7 +52,7 @@ def project_together(
     first, *_ = models
     shared, together = alike[shapes[first][-1]], {}
     for title in planes[first]:
-        kept = shared if title == TITLES["pca"] else [first]
+        kept = shared if title == TITLES["pca"] else []
         together[title] = {
             name: planes[name][title]
             if name in kept
