@@ -114,7 +114,7 @@ def _listed(value: object) -> object:
 
 
 class Stage2(Training):
-    """Metric losses on stage-1 weights: each variant is a list of losses, from one start."""
+    """Metric losses on stage-1 weights, by variants that differ in their losses, or in more."""
 
     epochs: Count = 40
     lr: Rate = 5e-6

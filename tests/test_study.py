@@ -449,6 +449,16 @@ def _table(page, name):
     return parser.tables.get(name, [])
 
 
+def test_what_06_scores_again_is_listed_once(reports):
+    for notebook, names in {"02_stage1": ("stage1", "old"), "06_eval_rerank": ("stage1",)}.items():
+        run = open_run(notebook, load("dorsal_r", "smoke"))
+        run.save({"data": TITLE, "variants": {name: _variant(0.5, 0.6, 4) for name in names}})
+    rows = _table(write_index(load(study="smoke")).read_text(), "headline")
+    listed = [row[0].split("|") for row in rows[2:]]
+    assert [name for name, _ in listed] == ["dorsal right · old", "dorsal right · stage1"]
+    assert listed[1][1].startswith("06_eval_rerank")
+
+
 def test_variants_of_a_sweep_stand_beside_the_study(sweep, reports):
     _trained(sweep, "", 3, {"stage1": (0.5, 0.6), "old": (0.2, 0.2)})
     _trained(sweep, "wide", 3, {"stage1": (0.625, 0.55), "new": (0.7, 0.7)})

@@ -84,21 +84,16 @@ def _headline(runs: list[Finished]) -> str:
     if not scored:
         return ""
     several = len({run.which for run in scored}) > 1
-    points = []
-    for run in scored:
-        for variant, galleries in run.metrics["variants"].items():
-            label = f"{_aspect(run.metrics['aspect'])} · {variant}"
-            label += f", {run.which}" if several else ""
-            values = {g: s["rank1"] for g, s in galleries.items()}
-            points.append((label, {g: (v["mean"], *v["ci95"]) for g, v in values.items()}))
+    points, shown = [], _each_once(scored)
+    for run, variant, galleries in shown:
+        label = f"{_aspect(run.metrics['aspect'])} · {variant}"
+        label += f", {run.which}" if several else ""
+        values = {g: s["rank1"] for g, s in galleries.items()}
+        points.append((label, {g: (v["mean"], *v["ci95"]) for g, v in values.items()}))
     chart = interval_chart(points, dict(_GALLERIES))
     top = "".join(f'<th colspan="2">{words}</th>' for _, words in _GALLERIES)
     names = "".join(f"<th>{words}</th>" for _ in _GALLERIES for _, words in _SHOWN)
-    rows = [
-        _row(run, variant, galleries)
-        for run in scored
-        for variant, galleries in run.metrics["variants"].items()
-    ]
+    rows = [_row(*one) for one in shown]
     return (
         f'<h2>Retrieval</h2>{chart}<div class="scroll"><table id="headline"><thead>'
         f'<tr><th class="name"></th>{top}<th></th></tr>'
@@ -106,8 +101,25 @@ def _headline(runs: list[Finished]) -> str:
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         "<p><small>Per cent: mean over draws, below it the 95 % interval over persons. "
         "<em>Own gallery</em> holds this aspect; <em>all aspects</em> adds the other aspects' "
-        'hands as distractors. More in <a href="results.csv">results.csv</a>.</small></p>'
+        'hands as distractors. More in <a href="results.csv">results.csv</a> '
+        '(a row a model) and <a href="numbers.csv">numbers.csv</a> (a row a number).</small></p>'
     )
+
+
+def _each_once(runs: list[Finished]) -> list[tuple[Finished, str, dict[str, Any]]]:
+    """(run, variant, its galleries): what 06 has scored again is shown there alone."""
+    every = [(run, name, told) for run in runs for name, told in run.metrics["variants"].items()]
+    again = {
+        (run.metrics["aspect"], run.which, name)
+        for run, name, _ in every
+        if run.metrics["notebook"].startswith("06")
+    }
+    return [
+        (run, name, told)
+        for run, name, told in every
+        if not run.metrics["notebook"].startswith(("02", "03", "04"))
+        or (run.metrics["aspect"], run.which, name) not in again
+    ]
 
 
 def _row(run: Finished, variant: str, galleries: dict[str, Any]) -> str:
