@@ -540,3 +540,14 @@ def test_masks_of_unknown_pictures_are_an_error(hands):
     with pytest.raises(ValueError, match="mask"):
         picture = Image.new("RGB", (40, 30))
         Preprocess((32, 32), "pad", **PLAIN).fit_mask(picture, np.zeros((40, 30)))
+
+
+def test_what_an_adapter_brought_is_lost_too_and_attention_put_on_has_no_rollout() -> None:
+    encoder = load_encoder("tiny", "")
+    adapt(encoder, Adapt(attention="self"))
+    with pytest.raises(TypeError, match="attention put before the last stage"):
+        saliency.rollout(encoder, torch.zeros(1, 3, 112, 112))
+    stage, other = next(faithfulness.randomised(encoder))
+    pairs = zip(encoder.adapter.parameters(), other.adapter.parameters(), strict=True)
+    assert stage == "output"
+    assert any(not torch.equal(own, lost) for own, lost in pairs if own.numel() > 1)

@@ -18,9 +18,11 @@ from handclip_lib.evaluate.embed import evaluating
 from handclip_lib.evaluate.saliency import Held, Maps
 from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.models.clip import Encoder
+from handclip_lib.models.mba import MBANet
 
 FILLS = ("border", "mean")
 BLANKED = ("top", "random", "lowest")
+_PUT_ON = "adapter "  # before the names of what an adapter brought, which is lost with the output
 
 
 def deletion(
@@ -86,6 +88,8 @@ def randomised(encoder: Encoder, seed: int = 0) -> Iterator[tuple[str, Encoder]]
     """
     other = copy.deepcopy(encoder)
     left = dict(other.visual.named_parameters())
+    if other.adapter is not None:
+        left |= {f"{_PUT_ON}{name}": own for name, own in other.adapter.named_parameters()}
     draw = torch.Generator().manual_seed(seed)
     for name, beginnings in _stages(encoder):
         for key in [k for k in left if k.startswith(beginnings)]:
@@ -108,10 +112,13 @@ def _stages(encoder: Encoder) -> list[tuple[str, tuple[str, ...]]]:
     if isinstance(visual, VisionTransformer):
         depths = range(len(visual.transformer.resblocks) - 1, -1, -1)
         blocks = [(f"block {k + 1}", (f"transformer.resblocks.{k}.",)) for k in depths]
-        return [("output", ("ln_post.", "proj", "attn_pool.")), *blocks, ("input", ("",))]
+        return [("output", ("ln_post.", "proj", "attn_pool.", _PUT_ON)), *blocks, ("input", ("",))]
     if isinstance(visual, ModifiedResNet):
         layers = [(f"layer {k}", (f"layer{k}.",)) for k in (4, 3, 2, 1)]
-        return [("output", ("attnpool.",)), *layers, ("input", ("",))]
+        return [("output", ("attnpool.", _PUT_ON)), *layers, ("input", ("",))]
+    if isinstance(visual, MBANet):
+        layers = [(f"layer {k}", (f"layer{k}.",)) for k in (4, 3, 2, 1)]
+        return [("attention", ("attention.",)), *layers, ("input", ("",))]
     raise TypeError(f"the order of stages of a {type(visual).__name__} is not known")
 
 

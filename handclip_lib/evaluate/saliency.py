@@ -71,6 +71,8 @@ def rollout(
     vit = isinstance(visual, VisionTransformer)
     if vit and visual.attn_pool is not None:
         raise TypeError("rollout: this tower pools by queries of its own, not by a token")
+    if encoder.adapter is not None and encoder.adapter.told.attention != "none":
+        raise TypeError("rollout: the attention put before the last stage mixes places, too")
     with torch.no_grad(), evaluating(encoder), watch.attention_weights(visual) as weights:
         grid = encoder.features(images, codes).grid
     places = slice(1, 1 + grid[0] * grid[1])

@@ -32,7 +32,10 @@ _CODE = (
     *("evaluate/embed.py", "evaluate/protocol.py", "evaluate/retrieval.py"),  # they select
 )
 _NOT_LEARNT = {"save_seconds", "variant", "resume_from", "variants", "save_dir"}
-_PACKAGES = ("torch", "open_clip_torch", "timm", "kornia", "pytorch-metric-learning")
+_PACKAGES = (
+    *("torch", "torchvision", "timm"),
+    *("open_clip_torch", "kornia", "pytorch-metric-learning"),
+)
 
 
 Settings = TypeVar("Settings", bound=Loop)
