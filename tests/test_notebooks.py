@@ -148,7 +148,7 @@ def test_stage2_goes_on_from_the_stage1_that_notebook_02_left(tmp_path: Path) ->
     page = tmp_path / "reports/smoke/seed0/dorsal_r/03_stage2_losses/report.html"
     assert "training it first" not in page.read_text()
     assert set(first["variants"]) == {"zero_shot", "stage1"}
-    assert set(second["variants"]) == {"zero_shot", "stage1", "ce", "ce_triplet"}
+    assert set(second["variants"]) == {"zero_shot", "stage1", "ce", "ce_triplet", "mba"}
     for row in ("zero_shot", "stage1"):  # one start, one evaluator, one feature
         assert flat(first["variants"][row]) == pytest.approx(flat(second["variants"][row]))
     assert first["paired"]["reference"] == "zero_shot" and second["paired"]["reference"] == "stage1"

@@ -40,7 +40,8 @@ def unfold(interaction):
 
 
 def rows(features, keep):
-    return features._replace(**{k: getattr(features, k)[keep] for k in features._fields[:-1]})
+    names = ("penult", "pool", "proj", "tokens")
+    return features._replace(**{name: getattr(features, name)[keep] for name in names})
 
 
 # -- places in the joint space --------------------------------------------------------------------
