@@ -24,7 +24,8 @@ def strangers(seed=0):
     rng = np.random.default_rng(seed)
     mated = rng.random(900) < 0.6
     columns = {"mated": mated, "correct": mated & (rng.random(900) < 0.8)}
-    return open_set_metrics(pd.DataFrame({**columns, "similarity": rng.normal(mated, 1)}))
+    columns |= {"similarity": rng.normal(mated, 1), "image": np.arange(900)}
+    return open_set_metrics(pd.DataFrame(columns))
 
 
 MODELS = {name: verification_metrics(*gaussian(d)) for name, d in (("tiny", 1.0), ("mba", 3.0))}

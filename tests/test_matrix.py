@@ -238,7 +238,7 @@ def test_open_set_table():
     assert found.tolist() == [
         "50.0 [40.0, 60.0]",
         "25.0 [20.0, 30.0]",
-        "too few pairs",
+        "too few photographs",
         "1,000",
         "40",
     ]

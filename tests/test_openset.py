@@ -41,8 +41,9 @@ def unit(rows):
 
 
 def told(rows):
-    """Searches of (pid, mated, correct, similarity)."""
-    return pd.DataFrame(rows, columns=["pid", "mated", "correct", "similarity"])
+    """Searches of (pid, mated, correct, similarity), each of a photograph of its own."""
+    frame = pd.DataFrame(rows, columns=["pid", "mated", "correct", "similarity"])
+    return frame.assign(image=[f"{k}.jpg" for k in range(len(frame))])
 
 
 # four searches with a mate, three without: see the rates below
@@ -79,6 +80,19 @@ def test_detection_rates_and_their_withholding():
             line = np.sort([s for *_, s in lower])[-int(level * strangers) - 1]
             exact = np.mean([right and s > line for _, _, right, s in mates])
             assert rate == pytest.approx(exact, abs=0.011)
+
+
+def test_a_photograph_that_is_searched_in_three_draws_is_one_trial():
+    mates = [(i, True, True, 0.9) for i in range(10)]
+    lower = [(i, False, False, s) for i, s in enumerate(np.linspace(0, 0.6, 299))]
+    three = pd.concat([told(mates + lower)] * 3, ignore_index=True)  # 897 searches without a mate
+    got = open_set_metrics(three)
+    assert (got["n_mated"], got["n_non_mated"]) == (10, 299)
+    assert got["dir_at_fpir"]["1e-1"] is None
+    assert open_set_intervals(three, samples=5)["dir_at_fpir"]["1e-1"] is None
+    more = pd.concat([three, told([(300, False, False, 0.1)]).assign(image="new.jpg")])
+    assert open_set_metrics(more)["dir_at_fpir"]["1e-1"] == 1
+    assert open_set_intervals(more, samples=5)["dir_at_fpir"]["1e-1"] == [1, 1]
 
 
 def test_searches_find_the_nearest_and_say_whether_it_can_be_right():

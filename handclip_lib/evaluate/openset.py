@@ -91,16 +91,18 @@ def open_set_metrics(found: pd.DataFrame) -> dict[str, Any]:
     DIR = 1 - FNIR.
 
     * `dir_at_fpir`: {"1e-1", "1e-2": DIR at the lowest threshold whose FPIR is that at most}; None
-      where fewer than 30 / FPIR searches have no mate (the rule of 30);
+      where fewer than 30 / FPIR photographs are searched without a mate (the rule of 30);
     * `rank1`: share of mated searches with the mate at rank 1, whatever its similarity;
-    * `n_mated, n_non_mated` searches; `thresholds, fpir, fnir`: (T + 1,), thresholds ascending.
+    * `n_mated, n_non_mated`: photographs that are searched with a mate, and without: one that is
+      searched in several draws is one trial, though each of its searches counts in the rates;
+    * `thresholds, fpir, fnir`: (T + 1,), thresholds ascending.
 
     ISO/IEC 19795-1; Grother, Ngan & Hanaoka 2019 (NISTIR 8271). Raises ValueError where all
     searches or none have a mate.
     """
     at = _ladder(found)
     fpir, fnir = error_rates(*tally(at))
-    n_mated, n_non_mated = int(at.genuine.sum()), int((~at.genuine).sum())
+    n_mated, n_non_mated = _photographs(found, at.genuine), _photographs(found, ~at.genuine)
     shown = np.isfinite(at.thresholds) | (at.thresholds > 0)  # -inf is no threshold
     return {
         "dir_at_fpir": at_levels(fpir, 1 - fnir, LEVELS, n_non_mated),
@@ -124,7 +126,7 @@ def open_set_intervals(
     """
     at = merged(_ladder(found))
     names, who = np.unique(found["pid"], return_inverse=True)
-    known = [n for n in LEVELS if supported(LEVELS[n], int((~at.genuine).sum()))]
+    known = [n for n in LEVELS if supported(LEVELS[n], _photographs(found, ~at.genuine))]
     wrong, drawn = at.genuine & ~found["correct"].to_numpy(dtype=bool), []
     for times in resampled(len(names), samples, seed):
         weights = times[who]
@@ -137,6 +139,11 @@ def open_set_intervals(
     of_level = dict(zip(known, rest, strict=True))
     rates_at = {name: of_level.get(name) for name in LEVELS}
     return {"rank1": rank1, "dir_at_fpir": rates_at, "persons": len(names)}
+
+
+def _photographs(found: pd.DataFrame, which: npt.NDArray[np.bool_]) -> int:
+    """How many photographs these searches are of."""
+    return int(found.loc[which, "image"].nunique())
 
 
 def _ladder(found: pd.DataFrame) -> Ladder:

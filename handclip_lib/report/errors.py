@@ -8,7 +8,7 @@ import pandas as pd
 
 from handclip_lib.evaluate.verification import LEVELS
 
-_FEW = "too few pairs"
+_FEW, _FEW_SEARCHES = "too few pairs", "too few photographs"
 
 
 def errors_table(
@@ -85,6 +85,7 @@ def open_set_table(
 ) -> pd.DataFrame:
     """A row a model: mates found first, and found above thresholds that strangers seldom pass.
 
+    A photograph may be searched with a mate in one draw and without in another.
     found: {model: `open_set_metrics`}; intervals: {model: `open_set_intervals`}.
     """
     rows = {}
@@ -92,9 +93,9 @@ def open_set_table(
         spans = intervals[name]
         row = {"rank-1 of mated searches (%)": share(told["rank1"], spans["rank1"])}
         for level, rate in told["dir_at_fpir"].items():
-            shown = _FEW if rate is None else share(rate, spans["dir_at_fpir"][level])
+            shown = _FEW_SEARCHES if rate is None else share(rate, spans["dir_at_fpir"][level])
             row[f"found at FPIR {100 * float(level):g} %"] = shown
-        counts = {"mated searches": told["n_mated"], "others": told["n_non_mated"]}
+        counts = {"photographs with a mate": told["n_mated"], "without": told["n_non_mated"]}
         rows[name] = row | {key: f"{n:,}" for key, n in counts.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
