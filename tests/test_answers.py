@@ -1,4 +1,4 @@
-"""What notebook 06 asks: thresholds from other persons, evidence or why not, plain values kept."""
+"""What notebook 06 asks: pairs, evidence or why not, plain values kept."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ import pytest
 import torch
 import toy_chain
 import toy_hands
+from toy_persons import drawn, people
 
 from handclip_lib.data import splits, tables
-from handclip_lib.data.leaks import persons
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
 from handclip_lib.evaluate.explanation import CAM, ROLLOUT
@@ -56,35 +56,9 @@ def manifest(p: Params, table: pd.DataFrame) -> pd.DataFrame:
     return splits.manifest_for(p, table)
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def drawn(manifest: pd.DataFrame, noise: float = 0.5, seed: int = 0) -> Space:
-    """Features of a manifest's images: a direction for each person, and noise."""
-    rng = np.random.default_rng(seed)
-    rows = manifest.drop_duplicates("image")
-    who = persons(rows["pid"]).to_numpy()
-    centres = rng.normal(size=(who.max() + 1, 6))
-    z = unit(centres[who] + rng.normal(0, noise, (len(rows), 6)))
-    return Space(tuple(rows["image"]), z)
-
-
 @pytest.fixture(scope="module")
 def spaces(manifest: pd.DataFrame) -> dict[str, Space]:
     return {"m": drawn(manifest)}
-
-
-def people(count: int, shots: int = 3) -> pd.DataFrame:
-    """A manifest of persons alone: each with two queries and an entry in two draws."""
-    rows = [
-        (split, draw, pid, f"{pid}_{(shot + draw) % shots}")
-        for draw in range(2)
-        for pid in range(count)
-        for shot, split in enumerate(("gallery", *["query"] * (shots - 1)))
-    ]
-    frame = pd.DataFrame(rows, columns=["split", "draw", "pid", "image"])
-    return frame.astype({"pid": int, "draw": int}).assign(aspect="dorsal_r")
 
 
 # --- verification -------------------------------------------------------------------------------
@@ -105,61 +79,6 @@ def test_two_photographs_are_compared_once(p):
     assert sum(map(len, found.kinds["m"].values())) == len(pairs)
 
 
-def held_out(count: int = 6) -> pd.DataFrame:
-    """Two photographs of each of so many `select` persons: 60 impostor pairs of six."""
-    rows = [("select", 0, pid, f"s{pid}_{k}") for pid in range(100, 100 + count) for k in range(2)]
-    frame = pd.DataFrame(rows, columns=["split", "draw", "pid", "image"])
-    return frame.astype({"pid": int, "draw": int}).assign(aspect="dorsal_r")
-
-
-def test_a_threshold_is_learned_on_persons_held_out(p):
-    manifest = pd.concat([people(4), held_out()], ignore_index=True)
-    space = drawn(manifest, noise=1.0)
-    found = answers.verified([MODEL], {"m": space}, manifest, p)
-    points = answers.operating_points([MODEL], {"m": space}, TABLE, manifest, found, fmr=0.5)
-    names = held_out()["image"].tolist()
-    z, who = space.of(names).astype(float), np.repeat(np.arange(6), 2)
-    sim = np.round(z @ z.T, 6)
-    first, second = np.triu_indices(12, 1)
-    scores, genuine = sim[first, second], who[first] == who[second]
-    assert (~genuine).sum() == 60
-    threshold = next(t for t in np.sort(scores) if (scores[~genuine] >= t).mean() <= 0.5)
-    assert points["m"]["threshold"] == pytest.approx(threshold)
-    tested = found.pairs["m"]
-    passed = tested["similarity"] >= threshold
-    assert points["m"]["fmr"] == pytest.approx(passed[~tested["genuine"]].mean())
-    assert points["m"]["fnmr"] == pytest.approx((~passed[tested["genuine"]]).mean())
-    knows = Contender("m", taught={"HD": [103, 5000]})
-    assert answers.operating_points([knows], {"m": space}, TABLE, manifest, found, 0.5) == {}
-    other = Contender("m", taught={"11k": [103]})
-    assert answers.operating_points([other], {"m": space}, TABLE, manifest, found, 0.5) == points
-
-
-@pytest.mark.parametrize(
-    ("held", "fmr", "reason"),
-    [
-        (0, 0.5, "no threshold: split.select holds out no persons"),
-        (6, 0.49, "no threshold: 60 impostor pairs of the persons held out are too few for a false"
-                  " match rate of 49 %; raise comparison.fmr"),
-    ],
-)  # fmt: skip
-def test_why_there_is_no_threshold(p, capsys, held, fmr, reason):
-    manifest = pd.concat([people(3), held_out(held)], ignore_index=True)
-    space = drawn(manifest)
-    found = answers.verified([MODEL], {"m": space}, manifest, p)
-    assert answers.operating_points([MODEL], {"m": space}, TABLE, manifest, found, fmr) == {}
-    assert reason in capsys.readouterr().out
-
-
-def test_one_photograph_each_gives_no_threshold(p, capsys):
-    single = held_out(40).drop_duplicates("pid")  # 780 impostor pairs, none genuine
-    manifest = pd.concat([people(3), single], ignore_index=True)
-    space = drawn(manifest)
-    found = answers.verified([MODEL], {"m": space}, manifest, p)
-    assert answers.operating_points([MODEL], {"m": space}, TABLE, manifest, found, 0.5) == {}
-    assert "no threshold: " in capsys.readouterr().out
-
-
 def evidence_of(count: int, p: Params) -> tuple[dict, dict, pd.DataFrame]:
     manifest = people(count)
     found = answers.verified([MODEL], {"m": drawn(manifest)}, manifest, p)
@@ -175,10 +94,6 @@ def test_evidence_needs_persons(p):
     assert not worth["m"]["withheld"] and 0 < worth["m"]["cllr"] < 1
     assert (len(genuine), len(impostor)) == (pairs["genuine"].sum(), (~pairs["genuine"]).sum())
     assert np.median(genuine) > 0 > np.median(impostor)
-
-
-def test_no_point_no_errors_of_groups():
-    assert answers.group_errors(pd.DataFrame(), {}, None) == {}
 
 
 # --- rankings -----------------------------------------------------------------------------------

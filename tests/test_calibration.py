@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from handclip_lib.evaluate import calibration
+from handclip_lib.evaluate import calibration, pairs
 from handclip_lib.evaluate.calibration import (
     TooFewPersons,
     apply,
@@ -210,11 +210,11 @@ def test_cross_fitting_never_uses_a_person_of_the_pair(monkeypatch):
 
 
 def test_folds_are_the_same_on_every_machine():
-    dealt = calibration._dealt(list(range(1, 11)), 3, 0)
+    dealt = pairs._dealt(list(range(1, 11)), 3, 0)
     assert [p for p in dealt if dealt[p] == 0] == [4, 8, 1, 5]
     sizes = np.bincount(list(dealt.values()))
     assert sizes.max() - sizes.min() <= 1
-    assert dealt == calibration._dealt(list(range(10, 0, -1)), 3, 0)
+    assert dealt == pairs._dealt(list(range(10, 0, -1)), 3, 0)
 
 
 def test_cross_fitted_ratios_are_calibrated():

@@ -66,6 +66,10 @@ def test_the_hardest_pairs_are_one_of_each_two_persons():
     assert words == ["2 and 1", "1 and 3", "2", "1"]
     red = [ax.spines["left"].get_visible() for ax in axes.flat]
     assert red == [True, False, True, False]
+    own = np.array([0.9, 0.99, 0.6, 0.995, 0.05, 0.05])  # each pair's threshold
+    fig = explain.hardest_pairs(pairs, lambda n: pictures(len(n)), "Title", 2, own)
+    red = [ax.spines["left"].get_visible() for ax in np.array(fig.axes)]
+    assert red == [False, True, False, True]
     assert sorted(asked) == sorted(set(asked)) and set(asked) == {"a", "b", "c", "e", "y", "z"}
     only = explain.hardest_pairs(pairs[pairs["pid"] == pairs["gallery_pid"]], pixels, "Title")
     assert len(only.axes) == 4

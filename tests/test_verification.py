@@ -6,10 +6,13 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from handclip_lib.evaluate import verification
 from handclip_lib.evaluate.pairs import KINDS, by_kind, distinct, pairs_of, select_pairs
 from handclip_lib.evaluate.protocol import pair_scores
 from handclip_lib.evaluate.statistics import percentiles
 from handclip_lib.evaluate.verification import (
+    TooFewPairs,
+    cross_thresholds,
     operating_point,
     person_intervals,
     threshold_at,
@@ -214,7 +217,9 @@ def test_a_score_at_the_threshold_is_accepted():
 
 
 def test_thresholds_that_cannot_be_learned_are_refused():
-    with pytest.raises(ValueError, match="needs 3000 impostor pairs; there are 400"):
+    with pytest.raises(
+        ValueError, match="1 % needs 3,000 impostor pairs to choose it on; there are 400"
+    ):
         threshold_at(*gaussian(1, 10, 400), fmr=0.01)
     with pytest.raises(ValueError, match="too many pairs share one score"):
         threshold_at(*joined([0.1], [0.5] * 400), fmr=0.1)
@@ -222,6 +227,55 @@ def test_thresholds_that_cannot_be_learned_are_refused():
         threshold_at(*gaussian(1, 10, 400), fmr=0)
     with pytest.raises(ValueError, match="threshold is NaN"):
         operating_point(*gaussian(1, 10, 400), float("nan"))
+
+
+def crosswise(persons=20, shots=6, seed=0):
+    """Every photograph of a person with an entry of each; hard persons resemble all others."""
+    rng = np.random.default_rng(seed)
+    query = np.repeat(np.repeat(np.arange(persons), shots), persons)
+    gallery = np.tile(np.arange(persons), persons * shots)
+    alike = rng.normal(size=persons)[query] + rng.normal(size=persons)[gallery]
+    scores = rng.normal(size=len(query)) + alike + 3 * (query == gallery)
+    columns = {"query_person": query, "gallery_person": gallery, "similarity": scores}
+    return pd.DataFrame({**columns, "genuine": query == gallery})
+
+
+def test_crosswise_thresholds_know_neither_person(monkeypatch):
+    pairs, seen = crosswise(shots=8), []
+    owners = pairs.set_index("similarity")[["query_person", "gallery_person"]]
+
+    def watched(scores, genuine, fmr):
+        seen.append(
+            (set(owners.loc[scores].to_numpy().ravel()), threshold_at(scores, genuine, fmr))
+        )
+        return len(seen) - 1  # a threshold that tells which it is
+
+    monkeypatch.setattr(verification, "threshold_at", watched)
+    number = cross_thresholds(pairs, 0.05, folds=4).astype(int)
+    monkeypatch.undo()
+    for of, query, gallery in zip(
+        number, pairs["query_person"], pairs["gallery_person"], strict=True
+    ):
+        assert not {query, gallery} & seen[of][0]
+    assert len(seen) == 10 and {len(known) for known, _ in seen} == {10, 15}
+    chosen = cross_thresholds(pairs, 0.05, folds=4)
+    np.testing.assert_array_equal(chosen, [seen[of][1] for of in number])
+    there = operating_point(pairs["similarity"], pairs["genuine"], chosen)
+    passed = pairs["similarity"] >= chosen
+    assert there["fmr"] == passed[~pairs["genuine"]].mean() == pytest.approx(0.05, abs=0.02)
+    assert there["fnmr"] == (~passed[pairs["genuine"]]).mean()
+    assert there["threshold_span"] == [chosen.min(), chosen.max()]
+    assert there["threshold"] == np.median(chosen)
+
+
+def test_crosswise_thresholds_of_too_few_pairs_are_withheld():
+    pairs = crosswise(persons=9, shots=2)  # three of nine are left where two folds of three go
+    with pytest.raises(
+        TooFewPairs, match="50 % needs 60 impostor pairs to choose it on; there are 12"
+    ):
+        cross_thresholds(pairs, 0.5, folds=3)
+    with pytest.raises(ValueError, match="folds=2"):
+        cross_thresholds(pairs, 0.5, folds=2)
 
 
 # -- pairs ----------------------------------------------------------------------------------------

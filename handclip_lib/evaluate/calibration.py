@@ -4,9 +4,7 @@ A likelihood ratio says how much more often such a score comes from two photogra
 from two hands. Here it is log10, so that +2 is a hundred times more often, and 0 says nothing.
 """
 
-import hashlib
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from handclip_lib.evaluate.pairs import folded
 from handclip_lib.evaluate.rates import Floats, ladder
 
 MIN_PERSONS = 5  # with genuine pairs; fewer say nothing about other persons
@@ -127,25 +126,15 @@ def cross_fit(
 ) -> tuple[Floats, list[Calibration]]:
     """log10 likelihood ratios (n,) of pairs, each by a calibration that knows neither person.
 
-    pairs: `pairs.pairs_of`. Persons are dealt to folds in the order of the sha256 of
-    `{seed}|fold|{person}`; pairs of persons of folds a and b are calibrated by what was fitted on
-    the pairs with both persons in the other folds. Returns the ratios and those calibrations, each
-    with the number of its persons. Raises TooFewPersons where MIN_PERSONS are not left to fit on,
-    and ValueError on fewer than three folds.
+    pairs: `pairs.pairs_of`; folds, seed: of persons, as `pairs.folded` deals them. Returns the
+    ratios and the calibrations, each with the number of its persons. Raises TooFewPersons where
+    MIN_PERSONS are not left to fit on, and ValueError on fewer than three folds.
     """
-    if folds < 3:
-        raise ValueError(f"folds={folds}: pairs of two folds need a third one to be fitted on")
-    sides = pairs[["query_person", "gallery_person"]].to_numpy()
-    fold_of = pd.Series(_dealt(np.unique(sides).tolist(), folds, seed))
-    query, gallery = (fold_of.loc[side].to_numpy() for side in sides.T)
     scores, genuine = pairs["similarity"].to_numpy(), pairs["genuine"].to_numpy()
-    llr, made = np.full(len(pairs), np.nan), []
-    for a, b in combinations_with_replacement(range(folds), 2):
-        mine = ((query == a) & (gallery == b)) | ((query == b) & (gallery == a))
-        known = ~np.isin(query, (a, b)) & ~np.isin(gallery, (a, b))
-        if mine.any():
-            made.append(fit_logistic(scores[known], genuine[known], sides[known, 0], population))
-            llr[mine] = apply(made[-1], scores[mine])
+    persons, llr, made = pairs["query_person"].to_numpy(), np.full(len(pairs), np.nan), []
+    for mine, known in folded(pairs, folds, seed):
+        made.append(fit_logistic(scores[known], genuine[known], persons[known], population))
+        llr[mine] = apply(made[-1], scores[mine])
     return llr, made
 
 
@@ -179,12 +168,6 @@ def evidence(
     counts = {"n_genuine": int(genuine.sum()), "n_impostor": int((~genuine).sum())}
     told = {"population": population, "persons": persons, **counts, "withheld": withheld}
     return measures | told, llr
-
-
-def _dealt(persons: list[Any], folds: int, seed: int) -> dict[Any, int]:
-    """Each person's fold, folds differing by one person at most."""
-    ranked = sorted(persons, key=lambda p: hashlib.sha256(f"{seed}|fold|{p}".encode()).hexdigest())
-    return {person: place % folds for place, person in enumerate(ranked)}
 
 
 def _described(

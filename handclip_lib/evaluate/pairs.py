@@ -1,7 +1,9 @@
 """Pairs of photographs with their similarity: what verification and evidence are made from."""
 
-from collections.abc import Sequence
-from itertools import islice
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import combinations_with_replacement, islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +65,26 @@ def distinct(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs[~both.duplicated().to_numpy()].reset_index(drop=True)
 
 
+def folded(
+    pairs: pd.DataFrame, folds: int, seed: int = 0
+) -> Iterator[tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]]:
+    """Pairs (n,) in turn, and those of other persons, (n,), from which something may be learned.
+
+    Persons are dealt to folds in the order of the sha256 of `{seed}|fold|{person}`. For every two
+    folds, and each with itself: the pairs of a person of the one with a person of the other, and
+    the pairs with both persons in the remaining folds. Raises ValueError on fewer than three folds.
+    """
+    if folds < 3:
+        raise ValueError(f"folds={folds}: pairs of two folds need a third one to be fitted on")
+    sides = pairs[["query_person", "gallery_person"]].to_numpy()
+    fold_of = pd.Series(_dealt(np.unique(sides).tolist(), folds, seed))
+    query, gallery = (fold_of.loc[side].to_numpy() for side in sides.T)
+    for a, b in combinations_with_replacement(range(folds), 2):
+        mine = ((query == a) & (gallery == b)) | ((query == b) & (gallery == a))
+        if mine.any():
+            yield mine, ~np.isin(query, (a, b)) & ~np.isin(gallery, (a, b))
+
+
 def by_kind(pairs: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
     """Similarities of pairs by kind, `KINDS`: same hand, other hand of the person, other person.
 
@@ -72,6 +94,12 @@ def by_kind(pairs: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
     masks = (pairs["genuine"], one & ~pairs["genuine"], ~one)
     found = zip(KINDS, masks, strict=True)
     return {kind: pairs.loc[mask, "similarity"].to_numpy() for kind, mask in found if mask.any()}
+
+
+def _dealt(persons: list[Any], folds: int, seed: int) -> dict[Any, int]:
+    """Each person's fold, folds differing by one person at most."""
+    ranked = sorted(persons, key=lambda p: hashlib.sha256(f"{seed}|fold|{p}".encode()).hexdigest())
+    return {person: place % folds for place, person in enumerate(ranked)}
 
 
 def _frame(

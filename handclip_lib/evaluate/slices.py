@@ -73,18 +73,18 @@ def sliced(
 
 
 def group_errors(
-    pairs: pd.DataFrame, groups: Groups, threshold: float, minimum: int = PERSONS
+    pairs: pd.DataFrame, groups: Groups, threshold: npt.ArrayLike, minimum: int = PERSONS
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """False match and non-match rates of every group at one threshold: {trait: {group: rates}}.
+    """False match and non-match rates of every group at a threshold: {trait: {group: rates}}.
 
-    pairs: `evaluate.pairs.pairs_of`; threshold: learned on other persons; at or above it a pair
-    passes for one hand. Both persons of a pair are of the group, as an impostor would choose who to
-    pass for. Rates: `persons` asked for, `n_genuine`, `n_impostor` pairs, `fnmr` and `fmr` (0–1); a
-    rate is None where its pairs are fewer than 30, of which no 30 errors can be expected (the rule
-    of 30), or show fewer than `minimum` persons. `fnmr_upper, fmr_upper`: 3 / n where none of n
+    pairs: `evaluate.pairs.pairs_of`; threshold: learned on other persons, one, or (n,) of each
+    pair; at or above it a pair passes for one hand. Both persons of a pair are of the group, as an
+    impostor would choose who to pass for. Rates: `persons` asked for, `n_genuine`, `n_impostor`
+    pairs, `fnmr` and `fmr` (0–1); a rate is None where its pairs are fewer than 30, of which no 30
+    errors can be expected (the rule of 30), or show fewer than `minimum` persons. `fnmr_upper, fmr_upper`: 3 / n where none of n
     pairs failed, else None, as in `verification.operating_point`.
     """
-    wrong = (pairs["similarity"] >= threshold) != pairs["genuine"]
+    wrong = (pairs["similarity"] >= np.asarray(threshold)) != pairs["genuine"]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for trait, of in groups.items():
         asked, met = (pairs[side].map(of) for side in ("query_person", "gallery_person"))

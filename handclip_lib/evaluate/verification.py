@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
+from handclip_lib.evaluate.pairs import folded
 from handclip_lib.evaluate.rates import (
     Floats,
     Ladder,
@@ -23,6 +25,10 @@ from handclip_lib.evaluate.rates import (
 )
 
 LEVELS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}  # false match rates reported
+
+
+class TooFewPairs(ValueError):
+    """Not enough impostor pairs to learn a threshold from; the message says how many there are."""
 
 
 def verification_metrics(scores: npt.ArrayLike, is_genuine: npt.ArrayLike) -> dict[str, Any]:
@@ -106,17 +112,19 @@ def threshold_at(scores: npt.ArrayLike, is_genuine: npt.ArrayLike, fmr: float) -
     """The lowest threshold at which these pairs' false match rate is `fmr` at most.
 
     Learn it on pairs of `select` persons and hand it to `operating_point` with others' pairs: a
-    threshold chosen on the pairs it is tried on promises too much. Raises ValueError as
-    `verification_metrics` does, where fmr is not in 0–1, where fewer than 30 / fmr impostor pairs
-    there are, and where so many of them tie at the highest score that no threshold serves.
+    threshold chosen on the pairs it is tried on promises too much. Raises TooFewPairs where fewer
+    than 30 / fmr impostor pairs there are (the rule of 30), ValueError as `verification_metrics`
+    does, where fmr is not in 0–1, and where so many of them tie at the highest score that no
+    threshold serves.
     """
     if not 0 < fmr < 1:
         raise ValueError(f"fmr={fmr} must lie between 0 and 1")
     at = _finite(scores, is_genuine)
     n = int((~at.genuine).sum())
     if not supported(fmr, n):
-        raise ValueError(
-            f"a threshold for FMR {fmr:g} needs {round(30 / fmr)} impostor pairs; there are {n}"
+        raise TooFewPairs(
+            f"a false match rate of {100 * fmr:g} % needs {round(30 / fmr):,} impostor pairs to"
+            f" choose it on; there are {n:,}"
         )
     chosen = float(at.thresholds[first_at(error_rates(*tally(at))[0], fmr)])
     if not np.isfinite(chosen):
@@ -124,23 +132,38 @@ def threshold_at(scores: npt.ArrayLike, is_genuine: npt.ArrayLike, fmr: float) -
     return chosen
 
 
+def cross_thresholds(pairs: pd.DataFrame, fmr: float, folds: int = 5, seed: int = 0) -> Floats:
+    """A threshold (n,) for each pair, learned as `threshold_at` does, but on other persons' pairs.
+
+    For data of which nobody is held out. pairs: `pairs.pairs_of`; folds, seed: of persons, as
+    `pairs.folded` deals them. Raises as `threshold_at` does on what is left of the pairs.
+    """
+    scores, genuine = pairs["similarity"].to_numpy(), pairs["genuine"].to_numpy()
+    chosen = np.full(len(pairs), np.nan)
+    for mine, known in folded(pairs, folds, seed):
+        chosen[mine] = threshold_at(scores[known], genuine[known], fmr)
+    return chosen
+
+
 def operating_point(
-    scores: npt.ArrayLike, is_genuine: npt.ArrayLike, threshold: float
-) -> dict[str, float | int | None]:
+    scores: npt.ArrayLike, is_genuine: npt.ArrayLike, threshold: npt.ArrayLike
+) -> dict[str, Any]:
     """`fmr` and `fnmr` (0–1) of pairs under a threshold that was chosen on other persons.
 
-    With `fmr_upper, fnmr_upper` (3 / n where no pair failed, else None), `n_genuine, n_impostor`
-    and `threshold`. A pair is accepted at or above it. Raises ValueError as `verification_metrics`
+    threshold: one, or (n,) of each pair. With `fmr_upper, fnmr_upper` (3 / n where no pair failed,
+    else None), `n_genuine, n_impostor`, `threshold` (the median) and `threshold_span` (the lowest
+    and the highest). A pair is accepted at or above it. Raises ValueError as `verification_metrics`
     does, and on a threshold that is NaN.
     """
-    at = _finite(scores, is_genuine)
-    if np.isnan(threshold):
+    at, chosen = _finite(scores, is_genuine), np.asarray(threshold, dtype=np.float64)
+    if np.isnan(chosen).any():
         raise ValueError("the threshold is NaN")
-    accepted = at.thresholds[at.step] >= threshold
+    accepted = at.thresholds[at.step] >= chosen
     n_genuine, n_impostor = int(at.genuine.sum()), int((~at.genuine).sum())
     fmr, fnmr = float(accepted[~at.genuine].mean()), float((~accepted[at.genuine]).mean())
     return {
-        "threshold": float(threshold),
+        "threshold": float(np.median(chosen)),
+        "threshold_span": [float(chosen.min()), float(chosen.max())],
         "fmr": fmr,
         "fnmr": fnmr,
         "fmr_upper": upper_bound(fmr, n_impostor),

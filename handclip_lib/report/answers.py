@@ -11,12 +11,11 @@ import pandas as pd
 from handclip_lib.data import splits, tables
 from handclip_lib.data.leaks import TESTING
 from handclip_lib.data.store import open_store
-from handclip_lib.evaluate import calibration, openset, slices, verification
+from handclip_lib.evaluate import calibration, openset, verification
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
 from handclip_lib.evaluate.explanation import Explanation, agreements, explanation, faced
-from handclip_lib.evaluate.pairs import by_kind, distinct, pairs_of, select_pairs
+from handclip_lib.evaluate.pairs import by_kind, distinct, pairs_of
 from handclip_lib.evaluate.protocol import evaluate
-from handclip_lib.evaluate.rates import supported
 from handclip_lib.evaluate.scenarios import evaluate_all
 from handclip_lib.evaluate.ways import ways
 from handclip_lib.params import ParamError, other_data
@@ -143,42 +142,6 @@ def ranked(
     return found
 
 
-def operating_points(
-    models: Sequence[Contender],
-    spaces: Mapping[str, Space],
-    table: pd.DataFrame,
-    manifest: pd.DataFrame,
-    found: Verified,
-    fmr: float,
-) -> dict[str, dict[str, Any]]:
-    """{model: errors at the threshold that held-out training persons give for a false match rate}.
-
-    Empty, with the reason printed, where no persons are held out, or too few for that rate; without
-    a model that was taught some of them, which is printed, too.
-    """
-    if not (manifest["split"] == "select").any():
-        print("no threshold: split.select holds out no persons to choose it on")
-        return {}
-    points = {}
-    for one in models:
-        name, pairs = one.name, found.pairs[one.name]
-        if one.met(table, manifest, "select"):
-            print(f"no threshold for {name}: it was taught persons that are held out here")
-            continue
-        held = select_pairs(spaces[name].z, spaces[name].images, manifest)
-        impostors = int((~held["genuine"]).sum())
-        if not held["genuine"].any() or not supported(fmr, impostors):
-            print(
-                f"no threshold: {impostors} impostor pairs of the persons held out are too few for"
-                f" a false match rate of {100 * fmr:g} %; raise comparison.fmr"
-            )
-            return {}
-        threshold = verification.threshold_at(held["similarity"], held["genuine"], fmr)
-        both = pairs["similarity"], pairs["genuine"]
-        points[name] = verification.operating_point(*both, threshold)
-    return points
-
-
 def evidence(
     found: Verified, population: str, folds: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -194,13 +157,6 @@ def evidence(
             genuine = pairs["genuine"].to_numpy()
             ratios[name] = (llr[genuine], llr[~genuine])
     return worth, ratios
-
-
-def group_errors(
-    pairs: pd.DataFrame, groups: slices.Groups, point: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """`slices.group_errors` at an operating point's threshold; nothing where there is none."""
-    return {} if point is None else slices.group_errors(pairs, groups, point["threshold"])
 
 
 def explained(

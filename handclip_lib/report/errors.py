@@ -38,18 +38,19 @@ def errors_table(
 
 
 def operating_table(points: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row a model: the threshold from other persons, and the errors that it makes here.
+    """A row a model: the threshold, or thresholds, that other persons gave, and its errors here.
 
-    points: {model: `operating_point`}; without any, one line that points to the reason, which
-    `answers.operating_points` prints.
+    points: {model: of `operating.operating_points`}; without any, one line that points to the
+    reason, which `operating.thresholds` prints.
     """
     if not points:
         return pd.DataFrame({"thresholds": ["none (the reason is printed above)"]})
     rows = {
         name: {
-            "threshold (cosine)": f"{told['threshold']:.3f}",
+            "threshold (cosine)": _spanned(told["threshold_span"]),
             "FMR (%)": share(told["fmr"], None, told["fmr_upper"]),
             "FNMR (%)": share(told["fnmr"], None, told["fnmr_upper"]),
+            "chosen on": told["chosen_on"],
         }
         for name, told in points.items()
     }
@@ -98,6 +99,11 @@ def open_set_table(
         counts = {"photographs with a mate": told["n_mated"], "without": told["n_non_mated"]}
         rows[name] = row | {key: f"{n:,}" for key, n in counts.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def _spanned(span: Sequence[float]) -> str:
+    """`0.712`, or `0.712 to 0.731` where thresholds differ."""
+    return " to ".join(dict.fromkeys(f"{value:.3f}" for value in span)).replace("-", "−")
 
 
 def plain(errors: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,16 +93,22 @@ def pair_board(
 
 @styled
 def hardest_pairs(
-    pairs: pd.DataFrame, pixels: Pixels, title: str, most: int = 5, threshold: float | None = None
+    pairs: pd.DataFrame,
+    pixels: Pixels,
+    title: str,
+    most: int = 5,
+    threshold: float | npt.NDArray[np.floating] | None = None,
 ) -> Figure:
     """The most alike photographs of different persons, and the least alike ones of one person.
 
     pairs: columns `query, pid, gallery, gallery_pid, similarity`, a row a pair; pixels: e.g.
     `store.pixels`, called once with what is shown. Each person (each two, where they differ) is
     shown once, by the worst pair. threshold: the similarity from which a pair is taken for one
-    person; pairs on its wrong side have a red frame.
+    person, one for all or (n,) of each pair; pairs on its wrong side have a red frame.
     """
     same = pairs["pid"] == pairs["gallery_pid"]
+    wrong = False if threshold is None else (pairs["similarity"] >= threshold) != same
+    pairs = pairs.assign(wrong=wrong)
     rows = {
         "different persons,\nmost alike": _worst(pairs[~same], most, falling=True),
         "same person,\nleast alike": _worst(pairs[same], most, falling=False),
@@ -118,10 +124,9 @@ def hardest_pairs(
         for ax, row in zip(line, part.to_dict("records"), strict=False):
             alike = row["similarity"]
             genuine = row["pid"] == row["gallery_pid"]
-            wrong = threshold is not None and (alike >= threshold) != genuine
             both = [pictures[row["query"]], pictures[row["gallery"]]]
             _bare(ax, np.concatenate([both[0], np.full_like(both[0][:, :3], 255), both[1]], 1))
-            ax.spines[:].set(visible=wrong, color=BAD, linewidth=2)
+            ax.spines[:].set(visible=row["wrong"], color=BAD, linewidth=2)
             who = f"{row['pid']}" if genuine else f"{row['pid']} and {row['gallery_pid']}"
             ax.set_title(who, fontsize=8, pad=3, loc="center")
             ax.set_xlabel(f"{alike:.3f}".replace("-", "−"), fontsize=8, labelpad=3)

@@ -1,0 +1,96 @@
+"""Thresholds from other persons than those they are tried on, and the errors that they make."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from handclip_lib.data.check import quantity
+from handclip_lib.evaluate import slices
+from handclip_lib.evaluate.pairs import select_pairs
+from handclip_lib.evaluate.verification import (
+    TooFewPairs,
+    cross_thresholds,
+    operating_point,
+    threshold_at,
+)
+from handclip_lib.report.answers import Verified
+from handclip_lib.report.lineup import Contender
+from handclip_lib.report.spaces import Space
+from handclip_lib.schema import Params
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Thresholds for a false match rate. at: (n,) of each pair; origin: on whom, in words."""
+
+    at: np.ndarray
+    origin: str
+
+
+def thresholds(
+    models: Sequence[Contender],
+    spaces: Mapping[str, Space],
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    found: Verified,
+    p: Params,
+) -> dict[str, Chosen]:
+    """{model: thresholds of its pairs for `comparison.fmr`}, chosen on persons of no pair.
+
+    On training persons who are held out, where the manifest has some; else on the test persons,
+    crosswise (`verification.cross_thresholds`, `comparison.folds`). A model that was taught some
+    of those held out has none, nor one with fewer impostor pairs to choose on than the rule of 30
+    asks for; either is printed.
+    """
+    held_out = (manifest["split"] == "select").any()
+    chosen = {}
+    for one in models:
+        if one.met(table, manifest, "select"):
+            print(f"no threshold for {one.name}: it was taught persons that are held out here")
+            continue
+        pairs = found.pairs[one.name]
+        try:
+            made = (
+                _held_out(spaces[one.name], manifest, pairs, p) if held_out else _crossed(pairs, p)
+            )
+        except TooFewPairs as error:
+            print(f"no threshold for {one.name}: {error}; raise comparison.fmr")
+        else:
+            chosen[one.name] = made
+    return chosen
+
+
+def operating_points(found: Verified, chosen: Mapping[str, Chosen]) -> dict[str, dict[str, Any]]:
+    """{model: `operating_point` of its pairs, and `chosen_on`: whose pairs gave the threshold}."""
+    points = {}
+    for name, told in chosen.items():
+        pairs = found.pairs[name]
+        point = operating_point(pairs["similarity"], pairs["genuine"], told.at)
+        points[name] = point | {"chosen_on": told.origin}
+    return points
+
+
+def group_errors(
+    pairs: pd.DataFrame, groups: slices.Groups, chosen: Chosen | None
+) -> dict[str, Any]:
+    """`slices.group_errors` at the thresholds that were chosen; nothing where there are none."""
+    return {} if chosen is None else slices.group_errors(pairs, groups, chosen.at)
+
+
+def _held_out(space: Space, manifest: pd.DataFrame, pairs: pd.DataFrame, p: Params) -> Chosen:
+    held = select_pairs(space.z, space.images, manifest)
+    if not held["genuine"].any():
+        raise TooFewPairs("the persons held out have one photograph each")
+    at = threshold_at(held["similarity"], held["genuine"], p.comparison.fmr)
+    persons = quantity(held["query_person"].nunique(), "person")
+    return Chosen(np.full(len(pairs), at), f"{persons} held out of training")
+
+
+def _crossed(pairs: pd.DataFrame, p: Params) -> Chosen:
+    told = p.comparison
+    at = cross_thresholds(pairs, told.fmr, told.folds)
+    persons = np.unique(pairs[["query_person", "gallery_person"]]).size
+    return Chosen(at, f"cross-fitted over {persons} test persons in {told.folds} folds")
