@@ -233,7 +233,7 @@ def test_what_is_kept_can_be_written(p, table, manifest, models, shown, tmp_path
     ranked = {"mba": answers.ranked(models[1], spaces["mba"], manifest, table, p, fabric)}
     kept = answers.kept(
         answers.asked(models, spaces, asked, p, make_fabric(p)), ranked, found, {}, worth,
-        strangers, {}, explained,
+        strangers, {}, {}, explained,
     )  # fmt: skip
     run = open_run("06_eval_rerank", p)
     run.save({"data": "squares", "variants": scores, **kept})

@@ -34,7 +34,7 @@ def asked(
 def test_a_threshold_is_learned_on_persons_held_out():
     manifest, p = pd.concat([people(4), held_out()], ignore_index=True), told()
     chosen, found = asked(manifest, p)
-    points = operating_points(found, chosen)
+    points = operating_points(found, chosen, p)
     names = held_out()["image"].tolist()
     z, who = drawn(manifest, 1.0).of(names).astype(float), np.repeat(np.arange(6), 2)
     sim = np.round(z @ z.T, 6)
@@ -48,6 +48,8 @@ def test_a_threshold_is_learned_on_persons_held_out():
     passed = tested["similarity"] >= threshold
     assert points["m"]["fmr"] == pytest.approx(passed[~tested["genuine"]].mean())
     assert points["m"]["fnmr"] == pytest.approx((~passed[tested["genuine"]]).mean())
+    low, high = points["m"]["ci95"]["fmr"]
+    assert low < points["m"]["fmr"] < high
     json.dumps(points, allow_nan=False)
 
 
@@ -63,7 +65,7 @@ def test_where_nobody_is_held_out_test_persons_choose_for_each_other():
     chosen, found = asked(manifest, p)
     pairs = found.pairs["m"]
     np.testing.assert_array_equal(chosen["m"].at, cross_thresholds(pairs, 0.1, 4))
-    points = operating_points(found, chosen)["m"]
+    points = operating_points(found, chosen, p)["m"]
     assert points["chosen_on"] == "cross-fitted over 40 test persons in 4 folds"
     low, high = points["threshold_span"]
     assert low < points["threshold"] < high and points["fmr"] == pytest.approx(0.1, abs=0.04)
@@ -89,9 +91,11 @@ def test_one_photograph_each_gives_no_threshold(capsys):
 
 
 def test_groups_are_tried_at_the_same_thresholds():
-    chosen, found = asked(people(40), told(0.1, folds=4))
+    p = told(0.1, folds=4)
+    chosen, found = asked(people(40), p)
     groups = {"kind": {pid: "a" if pid < 20 else "b" for pid in range(40)}}
-    got = group_errors(found.pairs["m"], groups, chosen["m"])
-    assert got == sliced_errors(found.pairs["m"], groups, chosen["m"].at)
-    assert got["kind"]["a"]["fmr"] > 0
-    assert group_errors(pd.DataFrame(), {}, None) == {}
+    got = group_errors(found.pairs["m"], groups, chosen["m"], p)
+    boots = p.evaluation.bootstrap, p.seed
+    assert got == sliced_errors(found.pairs["m"], groups, chosen["m"].at, 5, *boots)
+    assert got["kind"]["groups"]["a"]["fmr"] > 0
+    assert group_errors(pd.DataFrame(), {}, None, p) == {}

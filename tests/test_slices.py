@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from handclip_lib.evaluate.slices import group_errors, groups_of, sliced
-from handclip_lib.evaluate.statistics import person_bootstrap
+from handclip_lib.evaluate.statistics import percentiles, person_bootstrap
 from handclip_lib.report.groups import (
     error_table,
     identity_accuracy,
@@ -145,7 +145,7 @@ def make_pairs(shots=5):
 
 def test_errors_of_pairs_within_a_group_at_a_threshold():
     groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
-    found = group_errors(make_pairs(10), groups, threshold=0.6, minimum=3)["kind"]
+    found = group_errors(make_pairs(10), groups, threshold=0.6, minimum=3)["kind"]["groups"]
     a, b = found["a"], found["b"]
     assert (a["persons"], a["n_genuine"], a["n_impostor"]) == (3, 30, 60)
     assert a["fmr"] == 1.0 and a["fmr_upper"] is None  # at the threshold is above it
@@ -156,11 +156,70 @@ def test_errors_of_pairs_within_a_group_at_a_threshold():
 
 def test_error_rates_of_few_persons_or_pairs_are_withheld():
     groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
-    few = group_errors(make_pairs(), groups, threshold=0.5)["kind"]["a"]
+    few = group_errors(make_pairs(), groups, threshold=0.5)["kind"]["groups"]["a"]
     assert few["fmr"] is None and few["fnmr"] is None and few["n_impostor"] == 30
     assert few["fmr_upper"] is None and few["fnmr_upper"] is None
-    told = group_errors(make_pairs(), groups, threshold=0.5, minimum=3)["kind"]["a"]
+    told = group_errors(make_pairs(), groups, threshold=0.5, minimum=3)["kind"]["groups"]["a"]
     assert told["fmr"] == 1.0 and told["fnmr"] is None  # 30 impostor pairs, 15 genuine ones
+
+
+def noisy_pairs(persons=16, shots=6, seed=0):
+    """The first half resembles each other more than the second does, and some persons anybody."""
+    rng, half = np.random.default_rng(seed), persons // 2
+    alike = rng.normal(0, 0.7, persons) + 1.5 * (np.arange(persons) < half)
+    q, g = (side.ravel() for side in np.meshgrid(np.arange(persons), np.arange(persons)))
+    q, g = np.repeat(q, shots), np.repeat(g, shots)
+    scores = rng.normal(alike[q] + alike[g] + 3 * (q == g), 1)
+    columns = {"query_person": q, "gallery_person": g, "similarity": scores, "genuine": q == g}
+    return pd.DataFrame(columns), {"kind": {p: "a" if p < half else "b" for p in range(persons)}}
+
+
+def written_out(pairs, times, genuine):
+    """The error rate of one resampled study, every pair written out as often as it counts."""
+    wrong = total = 0.0
+    for q, g, score, same in pairs[
+        ["query_person", "gallery_person", "similarity", "genuine"]
+    ].to_numpy():
+        if same == genuine:
+            weight = times[int(q)] * (1 if q == g else times[int(g)])
+            wrong, total = wrong + weight * ((score >= 2.0) != same), total + weight
+    return wrong / total if total else np.nan
+
+
+def test_error_rates_of_groups_have_intervals_over_persons_on_both_sides():
+    pairs, groups = noisy_pairs()
+    found = group_errors(pairs, groups, threshold=2.0, bootstrap=40, seed=3)["kind"]
+    json.dumps(found, allow_nan=False)
+    draws = {}
+    for side, (name, low) in enumerate((("a", 0), ("b", 8))):
+        part = pairs[pairs["query_person"].between(low, low + 7)]
+        part = part[part["gallery_person"].between(low, low + 7)]
+        for seed, key in ((3, name), ((3, side), f"{name} apart")):
+            times = np.random.default_rng(seed).multinomial(8, np.full(8, 1 / 8), 40)
+            padded = np.pad(times, ((0, 0), (low, 8 - low)))
+            draws[key] = {g: [written_out(part, t, g) for t in padded] for g in (True, False)}
+        for rate, genuine in (("fnmr", True), ("fmr", False)):
+            span = np.quantile(draws[name][genuine], percentiles(8))
+            np.testing.assert_allclose(found["groups"][name]["ci95"][rate], span, atol=1e-9)
+    between = found["between"]["fmr"]
+    rates = {g: found["groups"][g]["fmr"] for g in "ab"}
+    assert (between["best"], between["worst"]) == ("b", "a")  # fewer errors are better
+    assert between["difference"] == pytest.approx(rates["a"] - rates["b"]) and rates["a"] > 0.1
+    apart = np.subtract(draws["a apart"][False], draws["b apart"][False])
+    np.testing.assert_allclose(between["ci95"], np.quantile(apart, percentiles(8)), atol=1e-9)
+    table = error_table({"kind": found})
+    assert table.loc[("kind", "difference"), "FMR (%)"].startswith("a over b: ")
+    low, high = (100 * end for end in found["groups"]["a"]["ci95"]["fmr"])
+    shown = f"{100 * rates['a']:.1f} [{low:.1f}, {high:.1f}]"
+    assert table.loc[("kind", "a"), "FMR (%)"] == shown
+
+
+def test_a_rate_without_a_number_has_no_interval_and_no_difference():
+    groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
+    found = group_errors(make_pairs(), groups, threshold=0.5)["kind"]
+    assert found["groups"]["a"]["ci95"] == {"fnmr": None, "fmr": None}
+    assert found["between"] == {"fnmr": None, "fmr": None}
+    assert error_table({"kind": found}).loc[("kind", "difference"), "FNMR (%)"] == "–"
 
 
 # -- figures and tables ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from handclip_lib.evaluate.statistics import percentiles
 from handclip_lib.evaluate.verification import (
     TooFewPairs,
     cross_thresholds,
+    operating_intervals,
     operating_point,
     person_intervals,
     threshold_at,
@@ -266,6 +267,22 @@ def test_crosswise_thresholds_know_neither_person(monkeypatch):
     assert there["fnmr"] == (~passed[pairs["genuine"]]).mean()
     assert there["threshold_span"] == [chosen.min(), chosen.max()]
     assert there["threshold"] == np.median(chosen)
+
+
+def test_an_operating_point_has_intervals_over_persons_on_both_sides():
+    pairs = crosswise(persons=8, shots=3)
+    sides = pairs["query_person"].to_numpy(), pairs["gallery_person"].to_numpy()
+    chosen = np.where(sides[0] % 2, 1.0, 2.0)  # of each pair its own
+    scores, genuine = pairs["similarity"].to_numpy(), pairs["genuine"].to_numpy()
+    got = operating_intervals(scores, genuine, chosen, *sides, samples=50, seed=4)
+    passed, rates = scores >= chosen, []
+    for times in np.random.default_rng(4).multinomial(8, np.full(8, 1 / 8), 50):
+        weights = times[sides[0]] * np.where(genuine, 1, times[sides[1]])
+        fmr = np.average(passed[~genuine], weights=weights[~genuine])
+        rates.append((fmr, np.average(~passed[genuine], weights=weights[genuine])))
+    low, high = np.quantile(rates, percentiles(8), axis=0)
+    np.testing.assert_allclose(got["fmr"], [low[0], high[0]])
+    np.testing.assert_allclose(got["fnmr"], [low[1], high[1]])
 
 
 def test_crosswise_thresholds_of_too_few_pairs_are_withheld():

@@ -140,7 +140,7 @@ def upper_bound(rate: float, n: int) -> float | None:
     return min(1.0, 3 / n) if rate == 0 else None
 
 
-def resampled(persons: int, samples: int, seed: int) -> Iterator[Floats]:
+def resampled(persons: int, samples: int, seed: int | tuple[int, int]) -> Iterator[Floats]:
     """How often each person, (P,), is drawn: `samples` times P draws with replacement.
 
     Raises ValueError on fewer than two persons or one sample.
@@ -151,6 +151,28 @@ def resampled(persons: int, samples: int, seed: int) -> Iterator[Floats]:
         )
     rng = np.random.default_rng(seed)
     yield from rng.multinomial(persons, np.full(persons, 1 / persons), size=samples).astype(float)
+
+
+def resampled_means(
+    times: Floats, values: Floats, first: npt.NDArray[np.intp], second: npt.NDArray[np.intp]
+) -> Floats:
+    """Means (B,) of the values (n,) of pairs, or of photographs, whose persons were drawn anew.
+
+    times: (B, P), of `resampled`; first, second: (n,) places of both persons among the P, the same
+    where there is one. A value of two persons counts as often as both were drawn, multiplied, one
+    of a single person as often as that one (Owen 2007). NaN where nothing of it was drawn.
+    """
+    size, one = times.shape[1], first == second
+
+    def total(weights: Floats) -> Floats:
+        alone = np.bincount(first[one], weights[one], size)
+        place = (first * size + second)[~one]
+        pairs = np.bincount(place, weights[~one], size * size).reshape(size, size)
+        found: Floats = times @ alone + ((times @ pairs) * times).sum(axis=1)
+        return found
+
+    count = total(np.ones(len(values)))
+    return np.divide(total(values), count, out=np.full(len(times), np.nan), where=count > 0)
 
 
 def intervals(drawn: Sequence[Sequence[float]], persons: int, level: float) -> list[list[float]]:

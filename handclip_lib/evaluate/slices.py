@@ -1,19 +1,26 @@
 """Scores of groups of persons, as the data's metadata makes them, and what lies between them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from handclip_lib.evaluate.rates import supported, upper_bound
-from handclip_lib.evaluate.statistics import percentiles, person_bootstrap
+from handclip_lib.evaluate.rates import (
+    intervals,
+    resampled,
+    resampled_means,
+    supported,
+    upper_bound,
+)
+from handclip_lib.evaluate.statistics import person_bootstrap
 
 TRAITS = ("gender", "age", "skinColor", "nailPolish", "irregularities")
 METRICS = {"rank1": "rank1", "map": "ap"}  # metric -> column of `protocol.per_query`
 AGES = (21, 25, 40)  # a band begins at each; most persons of 11k Hands are from 20 to 23
 PERSONS = 5  # fewer make no group
+_KINDS = {"fnmr": "genuine", "fmr": "impostor"}  # rate -> of which pairs
 _FLAGS = {"0": "no", "1": "yes"}
 
 Groups = Mapping[str, Mapping[int, str]]  # trait -> person -> group
@@ -67,43 +74,93 @@ def sliced(
     for trait, of in groups.items():
         rows = {g: frame[frame["pid"].map(of) == g] for g in dict.fromkeys(of.values())}
         scores = {g: _score(part, minimum, bootstrap, seed) for g, part in rows.items()}
-        between = {m: _between(rows, scores, m, bootstrap, seed) for m in METRICS}
+        between = {}
+        for metric, column in METRICS.items():
+            known = [g for g, score in scores.items() if score[metric] is not None]
+            between[metric] = _between({g: _of(rows[g], column) for g in known}, bootstrap, seed)
         found[trait] = {"groups": scores, "between": between}
     return found
 
 
 def group_errors(
-    pairs: pd.DataFrame, groups: Groups, threshold: npt.ArrayLike, minimum: int = PERSONS
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """False match and non-match rates of every group at a threshold: {trait: {group: rates}}.
+    pairs: pd.DataFrame,
+    groups: Groups,
+    threshold: npt.ArrayLike,
+    minimum: int = PERSONS,
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """False match and non-match rates of every group: {trait: {"groups": …, "between": …}}.
 
     pairs: `evaluate.pairs.pairs_of`; threshold: learned on other persons, one, or (n,) of each
     pair; at or above it a pair passes for one hand. Both persons of a pair are of the group, as an
-    impostor would choose who to pass for. Rates: `persons` asked for, `n_genuine`, `n_impostor`
-    pairs, `fnmr` and `fmr` (0–1); a rate is None where its pairs are fewer than 30, of which no 30
-    errors can be expected (the rule of 30), or show fewer than `minimum` persons. `fnmr_upper, fmr_upper`: 3 / n where none of n
-    pairs failed, else None, as in `verification.operating_point`.
+    impostor would choose who to pass for. `groups`: {group: {"persons" asked for, "n_genuine",
+    "n_impostor" pairs, "fnmr", "fmr" (0–1), "fnmr_upper", "fmr_upper", "ci95" of both}}. A rate is
+    None where its pairs are fewer than 30, of which no 30 errors can be expected (the rule of 30),
+    or show fewer than `minimum` persons; upper bounds as in `verification.operating_point`;
+    intervals resample persons on both sides, the threshold staying as it is. `between`: {rate:
+    {"best", "worst", "difference", "ci95"}} as in `sliced`, but worst less best.
     """
-    wrong = (pairs["similarity"] >= np.asarray(threshold)) != pairs["genuine"]
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    wrong = ((pairs["similarity"] >= np.asarray(threshold)) != pairs["genuine"]).to_numpy()
+    found: dict[str, Any] = {}
     for trait, of in groups.items():
-        asked, met = (pairs[side].map(of) for side in ("query_person", "gallery_person"))
-        inside = {g: (asked == g) & (met == g) for g in dict.fromkeys(of.values())}
-        found[trait] = {g: _rates(pairs[at], wrong[at], minimum) for g, at in inside.items()}
+        names = dict.fromkeys(of.values())
+        cases = {name: _cases(pairs, wrong, of, name) for name in names}
+        rates = {name: _rates(of_kind, minimum, bootstrap, seed) for name, of_kind in cases.items()}
+        between = {
+            rate: _between(
+                {g: cases[g][rate] for g in names if rates[g][rate] is not None},
+                bootstrap,
+                seed,
+                errors=True,
+            )
+            for rate in _KINDS
+        }
+        found[trait] = {"groups": rates, "between": between}
     return found
 
 
-def _rates(pairs: pd.DataFrame, wrong: pd.Series, minimum: int) -> dict[str, Any]:
-    """Error rates of one group's pairs, with their counts."""
-    rates: dict[str, Any] = {"persons": pairs["query_person"].nunique()}
-    kinds = (("genuine", "fnmr", pairs["genuine"]), ("impostor", "fmr", ~pairs["genuine"]))
-    for kind, name, chosen in kinds:
-        errors, of_kind = wrong[chosen], pairs[chosen]
-        people = {*of_kind["query_person"], *of_kind["gallery_person"]}
-        enough = len(people) >= minimum and supported(1.0, len(errors))
-        rate = float(errors.mean()) if enough else None
-        upper = None if rate is None else upper_bound(rate, len(errors))
-        rates |= {f"n_{kind}": len(errors), name: rate, f"{name}_upper": upper}
+class _Cases(NamedTuple):
+    """Scores or errors (n,), and whose they are: both persons of a pair, one twice of a query."""
+
+    values: npt.NDArray[np.float64]
+    first: npt.NDArray[np.int64]
+    second: npt.NDArray[np.int64]
+
+    @property
+    def persons(self) -> npt.NDArray[np.int64]:
+        """Who they are, each once, ascending."""
+        return np.union1d(self.first, self.second)
+
+
+def _of(part: pd.DataFrame, column: str) -> _Cases:
+    """A group's scores of queries."""
+    who = part["pid"].to_numpy()
+    return _Cases(part[column].to_numpy(dtype=float), who, who)
+
+
+def _cases(
+    pairs: pd.DataFrame, wrong: npt.NDArray[np.bool_], of: Mapping[int, str], group: str
+) -> dict[str, _Cases]:
+    """Errors of a group's genuine pairs, and of its impostor pairs, by the names of their rates."""
+    sides = [pairs[side].to_numpy() for side in ("query_person", "gallery_person")]
+    inside = np.all([pd.Series(side).map(of) == group for side in sides], axis=0)
+    genuine = pairs["genuine"].to_numpy()
+    errors, kinds = wrong.astype(float), {"fnmr": inside & genuine, "fmr": inside & ~genuine}
+    return {rate: _Cases(errors[at], sides[0][at], sides[1][at]) for rate, at in kinds.items()}
+
+
+def _rates(cases: Mapping[str, _Cases], minimum: int, bootstrap: int, seed: int) -> dict[str, Any]:
+    """Error rates of one group, with their counts and intervals."""
+    asked = np.union1d(*(of_kind.first for of_kind in cases.values()))
+    rates: dict[str, Any] = {"persons": len(asked), "ci95": {}}
+    for rate, kind in _KINDS.items():
+        found, n = cases[rate], len(cases[rate].values)
+        enough = len(found.persons) >= max(2, minimum) and supported(1.0, n)
+        mean = float(found.values.mean()) if enough else None
+        upper = None if mean is None else upper_bound(mean, n)
+        rates |= {f"n_{kind}": n, rate: mean, f"{rate}_upper": upper}
+        rates["ci95"][rate] = _interval(found, bootstrap, seed) if enough else None
     return rates
 
 
@@ -138,40 +195,35 @@ def _score(part: pd.DataFrame, minimum: int, bootstrap: int, seed: int) -> dict[
 
 
 def _between(
-    rows: Mapping[str, pd.DataFrame],
-    scores: Mapping[str, Mapping[str, Any]],
-    metric: str,
-    bootstrap: int,
-    seed: int,
+    cases: Mapping[str, _Cases], bootstrap: int, seed: int, errors: bool = False
 ) -> dict[str, Any] | None:
-    """Best group less worst, with its interval; of equals the first group in order."""
-    means = {group: s[metric]["mean"] for group, s in scores.items() if s[metric] is not None}
-    if len(means) < 2:
+    """How far two groups lie apart, with its interval; of equals the first group in order."""
+    if len(cases) < 2:
         return None
-    best = max(means, key=lambda g: means[g])
-    worst = min((g for g in means if g != best), key=lambda g: means[g])
-    column = METRICS[metric]
-    draws = [
-        _resampled(rows[group][column], rows[group]["pid"], bootstrap, (seed, side))
-        for side, group in enumerate((best, worst))
-    ]
-    fewest = min(scores[group]["persons"] for group in (best, worst))
-    low, high = np.quantile(draws[0] - draws[1], percentiles(fewest))
-    return {
-        "best": best,
-        "worst": worst,
-        "difference": means[best] - means[worst],
-        "ci95": [float(low), float(high)],
-    }
+    means = {group: float(found.values.mean()) for group, found in cases.items()}
+    high = max(means, key=lambda g: means[g])
+    low = min((g for g in means if g != high), key=lambda g: means[g])
+    both = [cases[high], cases[low]]
+    draws = [_drawn(of, of.persons, bootstrap, (seed, side)) for side, of in enumerate(both)]
+    span = _span(draws[0] - draws[1], min(len(of.persons) for of in both))
+    best, worst = (low, high) if errors else (high, low)
+    return {"best": best, "worst": worst, "difference": means[high] - means[low], "ci95": span}
 
 
-def _resampled(
-    values: pd.Series, persons: pd.Series, samples: int, seed: tuple[int, int]
+def _interval(of: _Cases, bootstrap: int, seed: int) -> list[float]:
+    """[low, high] of the mean, persons being resampled."""
+    return _span(_drawn(of, of.persons, bootstrap, seed), len(of.persons))
+
+
+def _drawn(
+    of: _Cases, names: npt.NDArray[np.int64], samples: int, seed: int | tuple[int, int]
 ) -> npt.NDArray[np.float64]:
-    """Means (B,) of queries of resampled persons, who bring all of theirs."""
-    code = np.unique(persons, return_inverse=True)[1]
-    sums, count = np.bincount(code, values), np.bincount(code)
-    size = len(count)
-    times = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), samples)
-    means: npt.NDArray[np.float64] = (times @ sums) / (times @ count)
-    return means
+    """Means (B,) when the persons named, ascending, are resampled; NaN where none has a case."""
+    times = np.array(list(resampled(len(names), samples, seed)))
+    sides = (np.searchsorted(names, side) for side in (of.first, of.second))
+    return resampled_means(times, of.values, *sides)
+
+
+def _span(draws: npt.NDArray[np.float64], persons: int) -> list[float]:
+    """The 95 % interval [low, high] of draws, those without a case left out."""
+    return intervals(draws[np.isfinite(draws), None].tolist(), persons, 0.95)[0]

@@ -19,6 +19,7 @@ from handclip_lib.evaluate.rates import (
     ladder,
     merged,
     resampled,
+    resampled_means,
     supported,
     tally,
     upper_bound,
@@ -171,6 +172,31 @@ def operating_point(
         "n_genuine": n_genuine,
         "n_impostor": n_impostor,
     }
+
+
+def operating_intervals(
+    scores: npt.ArrayLike,
+    is_genuine: npt.ArrayLike,
+    threshold: npt.ArrayLike,
+    query_persons: npt.ArrayLike,
+    gallery_persons: npt.ArrayLike,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, list[float]]:
+    """Intervals [low, high] of the `fmr` and `fnmr` of an `operating_point`.
+
+    Persons are resampled on both sides, as in `person_intervals`, which says what is asked of
+    arguments; the threshold stays, so that they say nothing of how well it was chosen.
+    """
+    at = _finite(scores, is_genuine)
+    query, gallery, persons = _coded(query_persons, gallery_persons, at)
+    wrong = ((at.thresholds[at.step] >= np.asarray(threshold)) != at.genuine).astype(np.float64)
+    times, found = np.array(list(resampled(persons, samples, seed))), {}
+    for name, kind in (("fmr", ~at.genuine), ("fnmr", at.genuine)):
+        drawn = resampled_means(times, wrong[kind], query[kind], gallery[kind])
+        (found[name],) = intervals(drawn[np.isfinite(drawn), None].tolist(), persons, level)
+    return found
 
 
 def _coded(

@@ -229,6 +229,7 @@ def kept(
     worth: PerModel,
     strangers: PerModel,
     sliced: Mapping[str, Any],
+    wrong: Mapping[str, Any],
     shown: Mapping[str, Explanation],
 ) -> dict[str, Any]:
     """The answers as metrics.json holds them: plain values, without curves and pictures."""
@@ -240,6 +241,7 @@ def kept(
         "evidence": worth,
         "open_set": {name: plain(told) for name, told in strangers.items()},
         "slices": sliced,
+        "group_errors": wrong,
         "explanation": {name: _looked(told) for name, told in shown.items()},
     }
 

@@ -40,6 +40,7 @@ def errors_table(
 def operating_table(points: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """A row a model: the threshold, or thresholds, that other persons gave, and its errors here.
 
+    With 95 % intervals over persons, who were not drawn anew for choosing the threshold.
     points: {model: of `operating.operating_points`}; without any, one line that points to the
     reason, which `operating.thresholds` prints.
     """
@@ -48,8 +49,8 @@ def operating_table(points: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     rows = {
         name: {
             "threshold (cosine)": _spanned(told["threshold_span"]),
-            "FMR (%)": share(told["fmr"], None, told["fmr_upper"]),
-            "FNMR (%)": share(told["fnmr"], None, told["fnmr_upper"]),
+            "FMR (%)": share(told["fmr"], told["ci95"]["fmr"], told["fmr_upper"]),
+            "FNMR (%)": share(told["fnmr"], told["ci95"]["fnmr"], told["fnmr_upper"]),
             "chosen on": told["chosen_on"],
         }
         for name, told in points.items()

@@ -122,14 +122,7 @@ def hardest_pairs(
     fig, axes = canvas(title, 2, max(1, count), (max(6.0, 1.9 * count + 0.5), 1.3 + 2 * tall))
     for line, (word, part) in zip(axes, rows.items(), strict=True):
         for ax, row in zip(line, part.to_dict("records"), strict=False):
-            alike = row["similarity"]
-            genuine = row["pid"] == row["gallery_pid"]
-            both = [pictures[row["query"]], pictures[row["gallery"]]]
-            _bare(ax, np.concatenate([both[0], np.full_like(both[0][:, :3], 255), both[1]], 1))
-            ax.spines[:].set(visible=row["wrong"], color=BAD, linewidth=2)
-            who = f"{row['pid']}" if genuine else f"{row['pid']} and {row['gallery_pid']}"
-            ax.set_title(who, fontsize=8, pad=3, loc="center")
-            ax.set_xlabel(f"{alike:.3f}".replace("-", "−"), fontsize=8, labelpad=3)
+            _face(ax, row, [pictures[row["query"]], pictures[row["gallery"]]])
         line[0].set_ylabel(word, fontsize=9)
         blank(line[max(1, len(part)) :])
         if part.empty:
@@ -240,6 +233,15 @@ def _counted(found: pd.Series) -> str:
     return f"{len(found)} place{'s agree' if len(found) > 1 else ' agrees'}, cosine " + (
         " to ".join(span)
     )
+
+
+def _face(ax: Axes, row: Mapping[Any, Any], both: Sequence[np.ndarray]) -> None:
+    """The two photographs of a pair, red where it is taken for what it is not."""
+    _bare(ax, np.concatenate([both[0], np.full_like(both[0][:, :3], 255), both[1]], 1))
+    ax.spines[:].set(visible=row["wrong"], color=BAD, linewidth=2)
+    who = " and ".join(dict.fromkeys(str(row[side]) for side in ("pid", "gallery_pid")))
+    ax.set_title(who, fontsize=8, pad=3, loc="center")
+    ax.set_xlabel(f"{row['similarity']:.3f}".replace("-", "−"), fontsize=8, labelpad=3)
 
 
 def _worst(pairs: pd.DataFrame, most: int, falling: bool) -> pd.DataFrame:

@@ -136,20 +136,25 @@ def slice_table(slices: Mapping[str, Any]) -> pd.DataFrame:
     return _indexed(rows)
 
 
-def error_table(errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
-    """A row a group: pairs and error rates in per cent at one threshold.
+def error_table(errors: Mapping[str, Any]) -> pd.DataFrame:
+    """A row a group: pairs, and error rates at one threshold in per cent with 95 % intervals.
 
     errors: `evaluate.slices.group_errors`. `0.0 (< x)`: none of the pairs failed, and x is the
-    bound of the rule of three.
+    bound of the rule of three. After a trait's groups, how far the worst lies above the best.
     """
-    rows = {}
-    for trait, groups in errors.items():
-        for group, rates in groups.items():
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for trait, found in errors.items():
+        apart: dict[str, Any] = {"persons": ""}
+        for rate, kind in (("fnmr", "genuine"), ("fmr", "impostor")):
+            apart[f"{kind} pairs"] = ""
+            apart[f"{rate.upper()} (%)"] = gap(found["between"][rate], errors=True) or "–"
+        for group, rates in found["groups"].items():
             row: dict[str, Any] = {"persons": rates["persons"]}
             for rate, kind in (("fnmr", "genuine"), ("fmr", "impostor")):
                 row[f"{kind} pairs"] = f"{rates[f'n_{kind}']:,}"
-                row[f"{rate.upper()} (%)"] = _rate(rates[rate], rates[f"{rate}_upper"])
+                row[f"{rate.upper()} (%)"] = _rate(rates, rate)
             rows[_trait(trait), group] = row
+        rows[_trait(trait), "difference"] = apart
     return _indexed(rows)
 
 
@@ -174,17 +179,23 @@ def at_ranks_table(found: pd.DataFrame) -> pd.DataFrame:
     return frame[["precision", "recall", "f1", "ndcg"]].rename(columns={"f1": "F1", "ndcg": "nDCG"})
 
 
-def gap(between: Mapping[str, Any] | None) -> str:
-    """`yes over no: 3.1 [−0.4, 6.0] points`: best group over worst, with its 95 % interval."""
+def gap(between: Mapping[str, Any] | None, errors: bool = False) -> str:
+    """`yes over no: 3.1 [−0.4, 6.0] points`: best group over worst, with its 95 % interval.
+
+    errors: of rates of errors, of which the worst group has more.
+    """
     if between is None:
         return ""
     low, high = between["ci95"]
     text = f"{100 * between['difference']:.1f} [{100 * low:.1f}, {100 * high:.1f}] points"
-    return f"{between['best']} over {between['worst']}: {text.replace('-', '−')}"
+    more, less = ("worst", "best") if errors else ("best", "worst")
+    return f"{between[more]} over {between[less]}: {text.replace('-', '−')}"
 
 
-def _rate(rate: float | None, upper: float | None) -> str:
-    return _FEW if rate is None else share(rate, bound=upper)
+def _rate(rates: Mapping[str, Any], name: str) -> str:
+    if rates[name] is None:
+        return _FEW
+    return share(rates[name], rates["ci95"][name], rates[f"{name}_upper"])
 
 
 def _trait(name: str) -> str:

@@ -13,6 +13,7 @@ from handclip_lib.evaluate.pairs import select_pairs
 from handclip_lib.evaluate.verification import (
     TooFewPairs,
     cross_thresholds,
+    operating_intervals,
     operating_point,
     threshold_at,
 )
@@ -63,21 +64,27 @@ def thresholds(
     return chosen
 
 
-def operating_points(found: Verified, chosen: Mapping[str, Chosen]) -> dict[str, dict[str, Any]]:
-    """{model: `operating_point` of its pairs, and `chosen_on`: whose pairs gave the threshold}."""
-    points = {}
+def operating_points(
+    found: Verified, chosen: Mapping[str, Chosen], p: Params
+) -> dict[str, dict[str, Any]]:
+    """{model: `operating_point` of its pairs, its intervals as `ci95`, and `chosen_on`: whom}."""
+    points, boots = {}, (p.evaluation.bootstrap, p.seed)
     for name, told in chosen.items():
         pairs = found.pairs[name]
-        point = operating_point(pairs["similarity"], pairs["genuine"], told.at)
-        points[name] = point | {"chosen_on": told.origin}
+        at = pairs["similarity"], pairs["genuine"], told.at
+        spans = operating_intervals(*at, pairs["query_person"], pairs["gallery_person"], *boots)
+        points[name] = operating_point(*at) | {"ci95": spans, "chosen_on": told.origin}
     return points
 
 
 def group_errors(
-    pairs: pd.DataFrame, groups: slices.Groups, chosen: Chosen | None
+    pairs: pd.DataFrame, groups: slices.Groups, chosen: Chosen | None, p: Params
 ) -> dict[str, Any]:
     """`slices.group_errors` at the thresholds that were chosen; nothing where there are none."""
-    return {} if chosen is None else slices.group_errors(pairs, groups, chosen.at)
+    if chosen is None:
+        return {}
+    boots = {"bootstrap": p.evaluation.bootstrap, "seed": p.seed}
+    return slices.group_errors(pairs, groups, chosen.at, **boots)
 
 
 def _held_out(space: Space, manifest: pd.DataFrame, pairs: pd.DataFrame, p: Params) -> Chosen:
