@@ -93,7 +93,9 @@ def test_one_photograph_each_gives_no_threshold(capsys):
 def test_groups_are_tried_at_the_same_thresholds():
     p = told(0.1, folds=4)
     chosen, found = asked(people(40), p)
-    groups = {"kind": {pid: "a" if pid < 20 else "b" for pid in range(40)}}
+    images = people(40).drop_duplicates("image")
+    kinds = ["a" if pid < 20 else "b" for pid in images["pid"]]
+    groups = {"kind": dict(zip(images["image"], kinds, strict=True))}
     got = group_errors(found.pairs["m"], groups, chosen["m"], p)
     boots = p.evaluation.bootstrap, p.seed
     assert got == sliced_errors(found.pairs["m"], groups, chosen["m"].at, 5, *boots)

@@ -1,4 +1,4 @@
-"""Groups of persons: who is in which, their scores, and when there is no number."""
+"""Groups of persons and photographs: who is in which, their scores, when there is no number."""
 
 import json
 
@@ -43,28 +43,47 @@ def make_frame(table, seed=0):
     return pd.DataFrame(rows, columns=["draw", "image", "pid", "rank1", "ap"])
 
 
+def persons_of(groups):
+    """{person: group} of {image: group} by names such as 7_a_0.jpg; nobody is in two."""
+    found = {int(image.partition("_")[0]): group for image, group in groups.items()}
+    assert all(found[int(image.partition("_")[0])] == group for image, group in groups.items())
+    return found
+
+
 def test_a_person_is_in_one_group_whatever_a_photograph_says():
     table = make_table()
+    table.loc[(table["pid"] == 4) & table["image"].str.endswith("2.jpg"), "gender"] = "male"
     groups = groups_of(table, list(table["image"]))
-    assert list(groups) == ["gender", "age", "irregularities"]  # no two groups by polish or skin
-    assert groups["irregularities"] == {2: "yes"} | {p: "no" for p in range(1, 21) if p != 2}
-    polished = list(table.loc[~table["image"].str.endswith("2.jpg"), "image"])
-    tied = groups_of(table, polished)  # one photograph in two: the first name is taken
-    assert "nailPolish" not in tied
-    first = groups_of(table, list(table.loc[table["image"].str.endswith("0.jpg"), "image"]))
-    assert {p for p, g in first["nailPolish"].items() if g == "yes"} == {1, 5, 9, 13, 17}
-    assert set(first["gender"]) == set(range(1, 21))
+    assert list(groups) == ["gender", "age", "nailPolish", "irregularities"]  # one tone of skin
+    men = {p: "male" if p % 2 else "female" for p in range(1, 21)}
+    assert persons_of(groups["gender"]) == men and set(groups["gender"]) == set(table["image"])
+    tied = table[(table["pid"] < 6) & table["image"].str.endswith(("1.jpg", "2.jpg"))]
+    told = persons_of(groups_of(table, list(tied["image"]))["gender"])
+    assert told[4] == "female"  # one photograph in two: the first name is taken
+
+
+def test_polish_is_a_photographs_own():
+    table = make_table()
+    groups = groups_of(table, list(table["image"]))
+    first = {f"{p}_{a}_0.jpg" for p in (1, 5, 9, 13, 17) for a in "ab"}
+    assert {i for i, g in groups["nailPolish"].items() if g == "yes"} == first
+    assert set(groups["nailPolish"]) == set(table["image"])
+    assert persons_of(groups["irregularities"]) == {
+        p: "yes" if p == 2 else "no" for p in range(1, 21)
+    }
+    plain = list(table.loc[~table["image"].str.endswith("0.jpg"), "image"])
+    assert "nailPolish" not in groups_of(table, plain)
 
 
 def test_ages_are_banded_in_their_order_and_gaps_are_nobodys_group():
     table = make_table().astype({"age": "object"})
     table.loc[table["pid"] == 7, ["age", "gender"]] = ["", None]
     groups = groups_of(table, list(table["image"]), ages=(21, 30, 31))
-    bands = dict.fromkeys(groups["age"].values())
+    bands, ages = dict.fromkeys(groups["age"].values()), persons_of(groups["age"])
     assert list(bands) == ["below 21", "21 to 29", "30 to 30", "from 31"]
-    assert groups["age"][2] == "below 21" and groups["age"][3] == "21 to 29"
-    assert groups["age"][12] == "30 to 30" and groups["age"][20] == "from 31"
-    assert 7 not in groups["age"] and 7 not in groups["gender"]
+    assert ages[2] == "below 21" and ages[3] == "21 to 29"
+    assert ages[12] == "30 to 30" and ages[20] == "from 31"
+    assert 7 not in ages and 7 not in persons_of(groups["gender"])
     assert groups_of(table.drop(columns=["gender", "age", "irregularities"]), ["1_a_0.jpg"]) == {}
 
 
@@ -85,17 +104,29 @@ def test_scores_are_those_of_the_groups_persons():
     assert sum(counts) == len(frame)
 
 
-def test_photographs_of_another_kind_stay_with_their_person():
-    """Polish in one photograph of three does not part a person's queries in two groups."""
+def test_a_query_with_polish_is_scored_with_others_that_have_it():
+    """Persons who have photographs of both kinds are drawn for both groups at once."""
     table = make_table(12)
     first = table["image"].str.endswith("0.jpg")
-    table["nailPolish"] = ((table["pid"] % 2 == 1) ^ first).astype(int)
+    table["nailPolish"] = (first & (table["pid"] <= 8)).astype(int)
     frame = make_frame(table)
-    found = sliced(frame, groups_of(table, list(frame["image"])), bootstrap=50)
-    by_person = frame["pid"] % 2 == 1
-    yes = found["nailPolish"]["groups"]["yes"]
-    assert (yes["persons"], yes["queries"]) == (6, int(by_person.sum()))
-    assert yes["map"]["mean"] == pytest.approx(frame.loc[by_person, "ap"].mean())
+    frame["ap"] += 0.8 * (frame["pid"] % 3 == 0)  # a person's photographs are alike
+    found = sliced(frame, groups_of(table, list(frame["image"])), bootstrap=400, seed=1)
+    with_, without = (found["nailPolish"]["groups"][g] for g in ("yes", "no"))
+    mine = frame["image"].isin(table.loc[table["nailPolish"] == 1, "image"])
+    assert (with_["persons"], with_["queries"]) == (8, 8 * 2 * 2)
+    assert (without["persons"], without["queries"]) == (12, len(frame) - 32)
+    assert with_["map"]["mean"] == pytest.approx(frame.loc[mine, "ap"].mean())
+    known = person_bootstrap(frame.loc[mine, "ap"], frame.loc[mine, "pid"], 400, 1)
+    assert with_["map"]["ci95"] == pytest.approx(known, abs=1e-12)
+    between, draws = found["nailPolish"]["between"]["map"], []
+    for times in np.random.default_rng((1, 0)).multinomial(12, np.full(12, 1 / 12), 400):
+        weights = times[frame["pid"] - 1]
+        means = [np.average(frame["ap"][at], weights=weights[at]) for at in (mine, ~mine)]
+        draws.append(means[0] - means[1])
+    span = np.quantile(draws, percentiles(8))
+    sign = 1 if between["best"] == "yes" else -1
+    np.testing.assert_allclose(sorted(sign * np.array(between["ci95"])), span)
 
 
 def test_few_persons_have_no_number_but_are_counted():
@@ -117,14 +148,14 @@ def test_difference_of_best_and_worst_with_persons_resampled_within():
     frame = make_frame(table)
     groups = groups_of(table, list(frame["image"]), ["gender"])
     between = sliced(frame, groups, bootstrap=4000)["gender"]["between"]["map"]
-    means = {g: frame.loc[frame["pid"].map(groups["gender"]) == g, "ap"].mean()
+    means = {g: frame.loc[frame["image"].map(groups["gender"]) == g, "ap"].mean()
              for g in ("male", "female")}  # fmt: skip
     assert (between["best"], between["worst"]) == ("female", "male")
     assert between["difference"] == pytest.approx(means["female"] - means["male"])
     low, high = between["ci95"]
     assert 0 < low < between["difference"] < high
     # two independent means: variances add
-    of = {g: frame[frame["pid"].map(groups["gender"]) == g] for g in means}
+    of = {g: frame[frame["image"].map(groups["gender"]) == g] for g in means}
     widths = [np.subtract(*person_bootstrap(f["ap"], f["pid"], 4000)) for f in of.values()]
     assert high - low == pytest.approx(np.hypot(*widths), rel=0.08)
 
@@ -140,11 +171,21 @@ def make_pairs(shots=5):
             alike = 0.8 if q == g else (0.6 if q < 3 and g < 3 else 0.2)
             rows += [(q, g, alike - 0.4 * (q == g == 5 and k == 0), q == g) for k in range(shots)]
     columns = ["query_person", "gallery_person", "similarity", "genuine"]
-    return pd.DataFrame(rows, columns=columns)
+    return named(pd.DataFrame(rows, columns=columns))
+
+
+def named(pairs):
+    """With the names of photographs, each person's two: one as a query and one in the gallery."""
+    sides = {side: pairs[f"{side}_person"].map(str) + f"_{side}" for side in ("query", "gallery")}
+    return pairs.assign(**sides)
+
+
+def by_person(of):
+    return {"kind": {f"{p}_{side}": g for p, g in of.items() for side in ("query", "gallery")}}
 
 
 def test_errors_of_pairs_within_a_group_at_a_threshold():
-    groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
+    groups = by_person({p: "a" if p < 3 else "b" for p in range(6)})
     found = group_errors(make_pairs(10), groups, threshold=0.6, minimum=3)["kind"]["groups"]
     a, b = found["a"], found["b"]
     assert (a["persons"], a["n_genuine"], a["n_impostor"]) == (3, 30, 60)
@@ -155,7 +196,7 @@ def test_errors_of_pairs_within_a_group_at_a_threshold():
 
 
 def test_error_rates_of_few_persons_or_pairs_are_withheld():
-    groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
+    groups = by_person({p: "a" if p < 3 else "b" for p in range(6)})
     few = group_errors(make_pairs(), groups, threshold=0.5)["kind"]["groups"]["a"]
     assert few["fmr"] is None and few["fnmr"] is None and few["n_impostor"] == 30
     assert few["fmr_upper"] is None and few["fnmr_upper"] is None
@@ -171,7 +212,9 @@ def noisy_pairs(persons=16, shots=6, seed=0):
     q, g = np.repeat(q, shots), np.repeat(g, shots)
     scores = rng.normal(alike[q] + alike[g] + 3 * (q == g), 1)
     columns = {"query_person": q, "gallery_person": g, "similarity": scores, "genuine": q == g}
-    return pd.DataFrame(columns), {"kind": {p: "a" if p < half else "b" for p in range(persons)}}
+    return named(pd.DataFrame(columns)), by_person(
+        {p: "a" if p < half else "b" for p in range(persons)}
+    )
 
 
 def written_out(pairs, times, genuine):
@@ -215,11 +258,21 @@ def test_error_rates_of_groups_have_intervals_over_persons_on_both_sides():
 
 
 def test_a_rate_without_a_number_has_no_interval_and_no_difference():
-    groups = {"kind": {p: "a" if p < 3 else "b" for p in range(6)}}
+    groups = by_person({p: "a" if p < 3 else "b" for p in range(6)})
     found = group_errors(make_pairs(), groups, threshold=0.5)["kind"]
     assert found["groups"]["a"]["ci95"] == {"fnmr": None, "fmr": None}
     assert found["between"] == {"fnmr": None, "fmr": None}
     assert error_table({"kind": found}).loc[("kind", "difference"), "FNMR (%)"] == "–"
+
+
+def test_a_genuine_pair_is_in_the_group_of_its_query_and_an_impostor_of_both_sides():
+    pairs = make_pairs(10)
+    groups = by_person({p: "a" if p < 5 else "b" for p in range(6)})
+    groups["kind"]["0_gallery"] = "b"  # another kind of photograph of the same person
+    a = group_errors(pairs, groups, threshold=0.7, minimum=2)["kind"]["groups"]["a"]
+    asked, met = pairs["query_person"] < 5, pairs["gallery_person"].between(1, 4)
+    assert a["n_genuine"] == 50 and a["persons"] == 5
+    assert a["n_impostor"] == (asked & met & ~pairs["genuine"]).sum() == 160
 
 
 # -- figures and tables ---------------------------------------------------------------------------
@@ -234,7 +287,7 @@ def test_tables_say_where_there_is_no_number():
     assert shown.loc[("gender", "female"), "persons"] == 8
     assert "female over male" in shown.loc[("gender", "difference"), "mAP"]
     assert slice_table({}).empty
-    groups = {"nailPolish": {p: "no" if p < 3 else "yes" for p in range(6)}}
+    groups = {"nailPolish": by_person({p: "no" if p < 3 else "yes" for p in range(6)})["kind"]}
     errors = error_table(group_errors(make_pairs(), groups, threshold=0.7, minimum=3))
     assert errors.loc[("nail polish", "no"), "FMR (%)"] == "0.0 (< 10)"
     assert errors.loc[("nail polish", "no"), "FNMR (%)"] == "no number"

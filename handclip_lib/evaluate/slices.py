@@ -1,4 +1,4 @@
-"""Scores of groups of persons, as the data's metadata makes them, and what lies between them."""
+"""Scores of groups, as the data's metadata makes them, and what lies between them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,11 +19,12 @@ from handclip_lib.evaluate.statistics import person_bootstrap
 TRAITS = ("gender", "age", "skinColor", "nailPolish", "irregularities")
 METRICS = {"rank1": "rank1", "map": "ap"}  # metric -> column of `protocol.per_query`
 AGES = (21, 25, 40)  # a band begins at each; most persons of 11k Hands are from 20 to 23
+OF_PHOTOGRAPHS = ("nailPolish", "irregularities")  # a person may have some with and some without
 PERSONS = 5  # fewer make no group
 _KINDS = {"fnmr": "genuine", "fmr": "impostor"}  # rate -> of which pairs
 _FLAGS = {"0": "no", "1": "yes"}
 
-Groups = Mapping[str, Mapping[int, str]]  # trait -> person -> group
+Groups = Mapping[str, Mapping[str, str]]  # trait -> image -> group
 
 
 def groups_of(
@@ -31,25 +32,27 @@ def groups_of(
     images: Sequence[str],
     traits: Sequence[str] = TRAITS,
     ages: Sequence[int] = AGES,
-) -> dict[str, dict[int, str]]:
-    """{trait: {person: group}} of the persons whom the images show.
+) -> dict[str, dict[str, str]]:
+    """{trait: {image: group}} of the images named.
 
-    table: the data set's; a trait without a column, or of one value, is left out. A person is in
-    one group whatever their photographs say: that of most of the images named, of the first name
-    where two are as many. 0 and 1 are told as no and yes; ages in bands that begin at `ages`.
-    Groups are in order. Who has no value of a trait is in none of its groups.
+    table: the data set's; a trait without a column, or of one value, is left out. Polish and
+    irregularities are a photograph's own (`OF_PHOTOGRAPHS`). By other traits a person is in one
+    group whatever their photographs say: that of most of the images named, of the first name where
+    two are as many. 0 and 1 are told as no and yes; ages in bands that begin at `ages`. Groups are
+    in order. What has no value of a trait is in none of its groups.
     """
     rows = table[table["image"].isin(set(images))].drop_duplicates("image")
     found = {}
     for trait in (t for t in traits if t in rows):
         values = _banded(rows[trait], ages) if trait == "age" else _words(rows[trait])
-        told = pd.DataFrame({"pid": rows["pid"], "group": values}).dropna()
-        count = told.groupby(["pid", "group"], observed=True).size().reset_index(name="n")
-        most = count.sort_values(["n", "group"], ascending=[False, True]).drop_duplicates("pid")
-        if most["group"].nunique() > 1:
-            pairs = most.sort_values(["group", "pid"])
-            who = [int(pid) for pid in pairs["pid"]]
-            found[trait] = dict(zip(who, pairs["group"].astype(str), strict=True))
+        told = rows[["image", "pid"]].assign(group=values).dropna()
+        if trait not in OF_PHOTOGRAPHS:
+            count = told.groupby(["pid", "group"], observed=True).size().reset_index(name="n")
+            most = count.sort_values(["n", "group"], ascending=[False, True]).drop_duplicates("pid")
+            told = rows[["image", "pid"]].merge(most, on="pid")
+        if told["group"].nunique() > 1:
+            told = told.sort_values(["group", "image"])
+            found[trait] = dict(zip(told["image"], told["group"].astype(str), strict=True))
     return found
 
 
@@ -62,17 +65,17 @@ def sliced(
 ) -> dict[str, Any]:
     """Rank-1 and mAP of every group, plain values 0–1: {trait: {"groups": …, "between": …}}.
 
-    frame: `protocol.per_query`, whose queries belong to the group of the person they show; groups:
-    `groups_of`. `groups`: {group: {"persons", "queries", "rank1", "map"}}, a metric `mean` over
-    queries with `ci95` over persons, or None in a group of fewer persons than `minimum` (at least
-    2). `between`: {metric: {"best", "worst", "difference", "ci95"}} of the groups with a number,
-    None where fewer than two have one: best less worst, persons resampled within each group. Which
-    two they are was seen in these data, so that of many groups chance alone makes a difference: it
-    is no test.
+    frame: `protocol.per_query`, a query in the group of its image; groups: `groups_of`. `groups`:
+    {group: {"persons", "queries", "rank1", "map"}}, a metric `mean` over queries with `ci95` over
+    persons, or None in a group of fewer persons than `minimum` (at least 2). `between`: {metric:
+    {"best", "worst", "difference", "ci95"}} of the groups with a number, None where fewer than two
+    have one: best less worst, persons resampled within each group, or over both where somebody has
+    photographs in both. Which two they are was seen in these data, so that of many groups chance
+    alone makes a difference: it is no test.
     """
     found = {}
     for trait, of in groups.items():
-        rows = {g: frame[frame["pid"].map(of) == g] for g in dict.fromkeys(of.values())}
+        rows = {g: frame[frame["image"].map(of) == g] for g in dict.fromkeys(of.values())}
         scores = {g: _score(part, minimum, bootstrap, seed) for g, part in rows.items()}
         between = {}
         for metric, column in METRICS.items():
@@ -93,13 +96,14 @@ def group_errors(
     """False match and non-match rates of every group: {trait: {"groups": …, "between": …}}.
 
     pairs: `evaluate.pairs.pairs_of`; threshold: learned on other persons, one, or (n,) of each
-    pair; at or above it a pair passes for one hand. Both persons of a pair are of the group, as an
-    impostor would choose who to pass for. `groups`: {group: {"persons" asked for, "n_genuine",
-    "n_impostor" pairs, "fnmr", "fmr" (0–1), "fnmr_upper", "fmr_upper", "ci95" of both}}. A rate is
-    None where its pairs are fewer than 30, of which no 30 errors can be expected (the rule of 30),
-    or show fewer than `minimum` persons; upper bounds as in `verification.operating_point`;
-    intervals resample persons on both sides, the threshold staying as it is. `between`: {rate:
-    {"best", "worst", "difference", "ci95"}} as in `sliced`, but worst less best.
+    pair; at or above it a pair passes for one hand. A genuine pair is in the group of its query; of
+    an impostor pair both sides are, as an impostor would choose who to pass for. `groups`: {group:
+    {"persons" asked for, "n_genuine", "n_impostor" pairs, "fnmr", "fmr" (0–1), "fnmr_upper",
+    "fmr_upper", "ci95" of both}}. A rate is None where its pairs are fewer than 30, of which no 30
+    errors can be expected (the rule of 30), or show fewer than `minimum` persons; upper bounds as
+    in `verification.operating_point`; intervals resample persons on both sides, the threshold
+    staying as it is. `between`: {rate: {"best", "worst", "difference", "ci95"}} as in `sliced`, but
+    worst less best.
     """
     wrong = ((pairs["similarity"] >= np.asarray(threshold)) != pairs["genuine"]).to_numpy()
     found: dict[str, Any] = {}
@@ -140,13 +144,13 @@ def _of(part: pd.DataFrame, column: str) -> _Cases:
 
 
 def _cases(
-    pairs: pd.DataFrame, wrong: npt.NDArray[np.bool_], of: Mapping[int, str], group: str
+    pairs: pd.DataFrame, wrong: npt.NDArray[np.bool_], of: Mapping[str, str], group: str
 ) -> dict[str, _Cases]:
     """Errors of a group's genuine pairs, and of its impostor pairs, by the names of their rates."""
     sides = [pairs[side].to_numpy() for side in ("query_person", "gallery_person")]
-    inside = np.all([pd.Series(side).map(of) == group for side in sides], axis=0)
-    genuine = pairs["genuine"].to_numpy()
-    errors, kinds = wrong.astype(float), {"fnmr": inside & genuine, "fmr": inside & ~genuine}
+    asked, met = ((pairs[side].map(of) == group).to_numpy() for side in ("query", "gallery"))
+    genuine, errors = pairs["genuine"].to_numpy(), wrong.astype(float)
+    kinds = {"fnmr": asked & genuine, "fmr": asked & met & ~genuine}
     return {rate: _Cases(errors[at], sides[0][at], sides[1][at]) for rate, at in kinds.items()}
 
 
@@ -204,8 +208,13 @@ def _between(
     high = max(means, key=lambda g: means[g])
     low = min((g for g in means if g != high), key=lambda g: means[g])
     both = [cases[high], cases[low]]
-    draws = [_drawn(of, of.persons, bootstrap, (seed, side)) for side, of in enumerate(both)]
-    span = _span(draws[0] - draws[1], min(len(of.persons) for of in both))
+    names, seeds = [of.persons for of in both], [(seed, 0), (seed, 1)]
+    fewest = min(map(len, names))
+    if np.intersect1d(names[0], names[1]).size:  # who is in both is drawn for both
+        names, seeds = [np.union1d(names[0], names[1])] * 2, seeds[:1] * 2
+    drawn = zip(both, names, seeds, strict=True)
+    first, second = (_drawn(of, who, bootstrap, at) for of, who, at in drawn)
+    span = _span(first - second, fewest)
     best, worst = (low, high) if errors else (high, low)
     return {"best": best, "worst": worst, "difference": means[high] - means[low], "ci95": span}
 
