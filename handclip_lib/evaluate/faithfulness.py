@@ -20,8 +20,8 @@ from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.models.clip import Encoder
 from handclip_lib.models.mba import MBANet
 
-FILLS = ("border", "mean")
 BLANKED = ("top", "random", "lowest")
+_DRAWS = 8  # of random places, whose changes are averaged
 _PUT_ON = "adapter "  # before the names of what an adapter brought, which is lost with the output
 
 
@@ -29,27 +29,24 @@ def deletion(
     held: Held,
     maps: Maps,
     share: float = 0.1,
-    fill: str = "border",
     among: npt.NDArray[np.bool_] | None = None,
-    draws: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How the cosine with the reference changes when places of a photograph are blanked.
 
     maps: (B, h, w), of the same images. One row an image: `cosine` as it is, and the change (below
     0: less alike) when `share` of its places is blanked: the map's `top` ones, as many at `random`
-    (the mean of `draws` seeded draws), its `lowest`. Places of equal value are taken in random
+    (the mean of several seeded draws), its `lowest`. Places of equal value are taken in random
     order. among: (B, h, w) the places that may be blanked, None all; give those on the hand, or
-    random places are mostly empty table. fill: `border`, the median colour of the picture's
-    outermost pixels, or `mean`, the colour that inputs are centred on. Deletion: Samek et al.
-    2017, arXiv:1509.06321.
+    random places are mostly empty table. They get the median colour of the picture's outermost
+    pixels. Deletion: Samek et al. 2017, arXiv:1509.06321.
 
-    Raises ValueError on another fill or share, and where an image has no place to blank.
+    Raises ValueError on a share that is not above 0 to 1, and where an image has no place to blank.
     """
-    if fill not in FILLS or not 0 < share <= 1:
-        raise ValueError(f"fill={fill}, share={share}: {', '.join(FILLS)}, and above 0 to 1")
-    chosen = _choices(maps, among, share, draws, seed)
-    colour = _colour(held.images, fill)
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must lie above 0 and be 1 at most")
+    chosen = _choices(maps, among, share, seed)
+    colour = _border(held.images)
 
     def score(places: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         other = replace(held, images=_blanked(held.images, places, colour))
@@ -123,7 +120,7 @@ def _stages(encoder: Encoder) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _choices(
-    maps: Maps, among: npt.NDArray[np.bool_] | None, share: float, draws: int, seed: int
+    maps: Maps, among: npt.NDArray[np.bool_] | None, share: float, seed: int
 ) -> dict[str, list[npt.NDArray[np.bool_]]]:
     """The places of each image that are blanked, (B, h, w), once or in several draws."""
     allowed = np.ones(maps.shape, bool) if among is None else among
@@ -132,7 +129,7 @@ def _choices(
     rng = np.random.default_rng(seed)
     return {
         "top": [_chosen(maps, allowed, share, rng)],
-        "random": [_chosen(np.zeros_like(maps), allowed, share, rng) for _ in range(draws)],
+        "random": [_chosen(np.zeros_like(maps), allowed, share, rng) for _ in range(_DRAWS)],
         "lowest": [_chosen(-maps, allowed, share, rng)],
     }
 
@@ -149,10 +146,8 @@ def _chosen(
     return taken
 
 
-def _colour(images: torch.Tensor, fill: str) -> torch.Tensor:
-    """(B, 3, 1, 1) what a blanked place shows."""
-    if fill == "mean":
-        return torch.zeros_like(images[:, :, :1, :1])
+def _border(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 1, 1) the median colour of each image's outermost pixels."""
     edges = (images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1])
     return torch.cat(edges, dim=2).median(dim=2).values[:, :, None, None]
 

@@ -17,7 +17,6 @@ from handclip_lib.models.clip import Encoder
 from handclip_lib.models.mba import MBANet
 from handclip_lib.models.towers import Features
 
-HEADS = ("mean", "max", "min")
 Maps = npt.NDArray[np.float32]  # (B, h, w)
 
 
@@ -51,21 +50,16 @@ class Held:
         return functional.cosine_similarity(joined, target, dim=1)
 
 
-def rollout(
-    encoder: Encoder,
-    images: torch.Tensor,
-    head: str = "mean",
-    codes: torch.Tensor | None = None,
-) -> Maps:
+def rollout(encoder: Encoder, images: torch.Tensor, codes: torch.Tensor | None = None) -> Maps:
     """(B, h, w): the share of the pooled token that comes from each place through all blocks.
 
-    images: (B, 3, H, W) normalised; codes: of `Encoder.codes_of`. head: how a block's heads become
-    one (`HEADS`). What the class token and prompts hold is left out, so that a map sums to 1 at
+    images: (B, 3, H, W) normalised; codes: of `Encoder.codes_of`. A block's attention is the mean
+    of its heads. What the class token and prompts hold is left out, so that a map sums to 1 at
     most. It knows no reference and no sign: what is attended to, not what makes two photographs
     alike. ResNet: the attention pool's one layer. Abnar & Zuidema 2020, arXiv:2005.00928,
     section 3.
 
-    Raises ValueError on another head, TypeError on a tower whose attention is not known.
+    Raises TypeError on a tower whose attention is not known.
     """
     visual = encoder.visual
     vit = isinstance(visual, VisionTransformer)
@@ -75,22 +69,14 @@ def rollout(
         raise TypeError("rollout: the attention put before the last stage mixes places, too")
     with torch.no_grad(), evaluating(encoder), watch.attention_weights(visual) as weights:
         grid = encoder.features(images, codes).grid
+    joined = [of_block.float().mean(dim=1) for of_block in weights]  # (B, Q, L) each
     places = slice(1, 1 + grid[0] * grid[1])
     if not vit:
-        row = fused(weights[0], head)[:, 0]
+        row = joined[0][:, 0]
     else:
-        rolled = roll([fused(w, head) for w in weights], _fresh(encoder))
+        rolled = roll(joined, _fresh(encoder))
         row = rolled[:, 0] if visual.pool_type == "tok" else rolled[:, places].mean(dim=1)
     return _as_maps(row[:, places], grid)
-
-
-def fused(weights: torch.Tensor, head: str) -> torch.Tensor:
-    """(B, heads, Q, L) attention -> (B, Q, L) of all heads, rows sum to 1."""
-    if head not in HEADS:
-        raise ValueError(f"head={head}: one of {', '.join(HEADS)}")
-    weights = weights.float()
-    joined = weights.mean(dim=1) if head == "mean" else getattr(weights, f"a{head}")(dim=1)
-    return joined / joined.sum(dim=-1, keepdim=True)
 
 
 def roll(weights: Sequence[torch.Tensor], fresh: int = 0) -> torch.Tensor:
@@ -109,14 +95,15 @@ def roll(weights: Sequence[torch.Tensor], fresh: int = 0) -> torch.Tensor:
     return rolled
 
 
-def similarity_cam(held: Held, pooled: bool = False) -> Maps:
+def similarity_cam(held: Held) -> Maps:
     """(B, h, w), >= 0: which places raise the cosine of each image with its reference.
 
     The gradient of the cosine times the activation at each place of the last map from which the
     features are read (`models.watch.last_stage`), summed over channels: HiResCAM, Draelos & Carin
-    2020, arXiv:2011.08891. pooled: with the mean of the gradient over places instead, Grad-CAM,
-    Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2; a class token's gradient differs from
-    place to place, and its mean points elsewhere. 0 throughout where no place raises the cosine.
+    2020, arXiv:2011.08891. Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) takes the mean of the
+    gradient over places, but a class token's differs from place to place: on training persons of
+    the drawn hands such maps lie less on the hand, and to blank their top places lowers the cosine
+    less. 0 throughout where no place raises the cosine.
 
     Raises ValueError on references of another shape, TypeError on a tower without such a map.
     """
@@ -125,8 +112,6 @@ def similarity_cam(held: Held, pooled: bool = False) -> Maps:
         told = held.features()
         (slope,) = torch.autograd.grad(held.cosines(told).sum(), taken[0])
     values, slopes = (_places(side.detach(), told.grid) for side in (taken[0], slope))
-    if pooled:
-        slopes = slopes.mean(dim=1, keepdim=True)  # (B, 1, C)
     return _as_maps((slopes * values).sum(dim=2).clamp(min=0), told.grid)
 
 
