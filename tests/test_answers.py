@@ -14,7 +14,7 @@ from toy_persons import drawn, people
 from handclip_lib.data import splits, tables
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
-from handclip_lib.evaluate.explanation import CAM, ROLLOUT
+from handclip_lib.evaluate.explanation import CAM, ROLLOUT, Look, look
 from handclip_lib.evaluate.pairs import distinct, pairs_of
 from handclip_lib.evaluate.protocol import evaluate
 from handclip_lib.evaluate.scenarios import scenarios
@@ -188,8 +188,11 @@ def test_a_pair_is_of_one_person_and_may_be_closed(p, table, manifest, models, s
     fabric, first = make_fabric(p), manifest[manifest["draw"] == 0]
     asked = []
 
-    def facing(encoder, store, images, *_) -> None:
+    def looking(encoder, store, images, *others) -> Look:
         asked.append(images)
+        return look(encoder, store, images, *others)
+
+    def facing(*_) -> None:
         raise TypeError("no maps")
 
     vit, mba = (
@@ -197,6 +200,7 @@ def test_a_pair_is_of_one_person_and_may_be_closed(p, table, manifest, models, s
     )
     assert vit.facing[0].shape == (2, 32, 32, 3) and set(vit.alike) == {ROLLOUT, CAM}
     assert mba.facing is not None and set(mba.alike) == {CAM} and not mba.why
+    monkeypatch.setattr(answers, "look", looking)
     monkeypatch.setattr(answers, "faced", facing)
     told = answers.one_pair(models[0], spaces["zero_shot"], table, manifest, p, fabric)
     assert (told.facing, told.alike, told.why) == (None, None, "zero_shot: no maps")

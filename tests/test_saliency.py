@@ -347,7 +347,9 @@ def test_what_two_photographs_share_is_checked_by_blanking_it(hands, tmp_path, t
     both = plain[["dorsal_r", "palmar_r"]].tolist()
     fabric = lf.Fabric(accelerator="cpu")
     z = retrieval_features(embed(encoder, store, both, fabric))
-    pixels, maps, places, note = explanation.faced(encoder, store, both, z, fabric)
+    pixels, maps, places, note = explanation.faced(
+        explanation.look(encoder, store, both, z[[1, 0]], fabric)
+    )
     assert pixels.shape[0] == 2 and maps.shape == (2, 8, 8) and len(places)
     images = encoder.preprocess.normalise(torch.from_numpy(pixels))
     blanked = images.clone()
@@ -374,10 +376,14 @@ def test_a_pair_without_known_hands_is_checked_on_the_whole_picture(hands, tmp_p
     z = retrieval_features(embed(encoder, store, both, fabric))
     unknown = np.full((2, 64, 64), np.nan)
     monkeypatch.setattr(explanation, "hand_masks", lambda *_: unknown)
-    _, _, places, note = explanation.faced(encoder, store, both, z, fabric)
+    _, _, places, note = explanation.faced(
+        explanation.look(encoder, store, both, z[[1, 0]], fabric)
+    )
     assert len(places) and "random ones of the picture" in note
     monkeypatch.setattr(explanation, "hand_masks", lambda *_: 0 * np.ones((2, 64, 64)))
-    _, _, places, note = explanation.faced(encoder, store, both, z, fabric)
+    _, _, places, note = explanation.faced(
+        explanation.look(encoder, store, both, z[[1, 0]], fabric)
+    )
     assert places.empty and note == f"cosine {float(z[0] @ z[1]):.3f}".replace("-", "−")
 
 

@@ -13,7 +13,7 @@ from handclip_lib.data.leaks import TESTING
 from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import calibration, openset, verification
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
-from handclip_lib.evaluate.explanation import Explanation, agreements, explanation, faced
+from handclip_lib.evaluate.explanation import Explanation, agreements, explanation, faced, look
 from handclip_lib.evaluate.pairs import by_kind, distinct, pairs_of
 from handclip_lib.evaluate.protocol import evaluate
 from handclip_lib.evaluate.scenarios import evaluate_all
@@ -181,9 +181,8 @@ def explained(
     for one in models:
         encoder, references = one.encoder(p), spaces[one.name].of(others)
         store = open_store(table, encoder.preprocess)
-        found[one.name] = explanation(
-            encoder, store, queries, references, fabric, feature, told.deleted, p.seed
-        )
+        seen = look(encoder, store, queries["image"].tolist(), references, fabric, feature)
+        found[one.name] = explanation(seen, queries, told.deleted, p.seed)
     return found
 
 
@@ -211,11 +210,11 @@ def one_pair(
     query = first[first["split"] == "query"].iloc[0]
     entries = first[(first["split"] == "gallery") & (first["pid"] == query["pid"])]
     both = [str(query["image"]), str(entries["image"].iloc[0])]
-    encoder, feature, z = one.encoder(p), p.evaluation.feature, space.of(both)
+    encoder, others = one.encoder(p), space.of(both[::-1])
     store, facing, alike, why = open_store(table, encoder.preprocess), None, None, ""
+    seen = look(encoder, store, both, others, fabric, p.evaluation.feature)
     try:
-        facing = faced(encoder, store, both, z, fabric, feature, p.seed)
-        alike = agreements(encoder, store, both, z[[1, 0]], fabric, feature, p.seed)
+        facing, alike = faced(seen, p.seed), agreements(seen, p.seed)
     except TypeError as error:  # of a tower that cannot be looked into
         why = f"{one.name}: {error}"
     return Pair(facing, alike, why)
