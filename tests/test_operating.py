@@ -75,6 +75,7 @@ def test_where_nobody_is_held_out_test_persons_choose_for_each_other():
     ("held", "fmr", "reason"),
     [
         (0, 0.1, "10 % needs 300 impostor pairs to choose it on; there are "),
+        (1, 0.1, "10 % needs 300 impostor pairs to choose it on; there are 0; raise"),
         (6, 0.49, "49 % needs 61 impostor pairs to choose it on; there are 60; raise"),
     ],
 )

@@ -120,13 +120,13 @@ def threshold_at(scores: npt.ArrayLike, is_genuine: npt.ArrayLike, fmr: float) -
     """
     if not 0 < fmr < 1:
         raise ValueError(f"fmr={fmr} must lie between 0 and 1")
-    at = _finite(scores, is_genuine)
-    n = int((~at.genuine).sum())
+    n = int((~np.asarray(is_genuine, dtype=bool)).sum())
     if not supported(fmr, n):
         raise TooFewPairs(
             f"a false match rate of {100 * fmr:g} % needs {round(30 / fmr):,} impostor pairs to"
             f" choose it on; there are {n:,}"
         )
+    at = _finite(scores, is_genuine)
     chosen = float(at.thresholds[first_at(error_rates(*tally(at))[0], fmr)])
     if not np.isfinite(chosen):
         raise ValueError(f"no threshold has FMR {fmr:g} at most: too many pairs share one score")
