@@ -97,7 +97,7 @@ def open_set_table(
         for level, rate in told["dir_at_fpir"].items():
             shown = _FEW_SEARCHES if rate is None else share(rate, spans["dir_at_fpir"][level])
             row[f"found at FPIR {100 * float(level):g} %"] = shown
-        counts = {"photographs with a mate": told["n_mated"], "without": told["n_non_mated"]}
+        counts = {"photographs, mated": told["n_mated"], "others": told["n_non_mated"]}
         rows[name] = row | {key: f"{n:,}" for key, n in counts.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
