@@ -48,7 +48,7 @@ $(STAMP):
 	@# First torch alone: the extra index is asked for these two and never for another package.
 	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt torch torchvision \
 		$(addprefix --extra-index-url ,$(TORCH_INDEX))
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[all]'
 	@$(BIN)/python -m pip check -q
 	@touch $@
 	@echo 'Installed. `source $(BIN)/activate` makes the command handclip yours.'
