@@ -153,6 +153,7 @@ def _bench(asked: argparse.Namespace) -> int:
 
 def _export(asked: argparse.Namespace) -> int:
     from handclip_lib import export
+    from handclip_lib.models.run_weights import find_encoder
 
     target, table = asked.target, asked.target.lower().endswith(export.TABLES)
     if table and not asked.images:
@@ -161,7 +162,7 @@ def _export(asked: argparse.Namespace) -> int:
         raise ParamError("--half is for a model's weights; a table of features is always float32")
     if asked.feature and not asked.images:
         raise ParamError("--feature is for a table of features: say --images, too")
-    encoder = export.find_encoder(asked.source, asked.pretrained, asked.variant)
+    encoder = find_encoder(asked.source, asked.pretrained, asked.variant)
     if asked.images:
         feature = asked.feature or Params().evaluation.feature
         print(export.export_features(encoder, target, asked.images, feature, asked.force))

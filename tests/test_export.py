@@ -11,10 +11,12 @@ from PIL import Image, ImageOps
 
 from handclip_lib import cli, export
 from handclip_lib.data.check import TableError
-from handclip_lib.models import files
+from handclip_lib.data.photographs import read_photographs
+from handclip_lib.models import files, run_weights
 from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.models.files import save_local_dir
+from handclip_lib.models.run_weights import find_encoder
 from handclip_lib.models.weights import CONFIG, WEIGHTS
 from handclip_lib.params import ParamError
 
@@ -127,7 +129,7 @@ def test_what_open_clip_does_otherwise_is_said(tmp_path):
 @pytest.fixture
 def asked(monkeypatch) -> list[tuple]:
     calls: list[tuple] = []
-    monkeypatch.setattr(export, "load_encoder", lambda *told: calls.append(told))
+    monkeypatch.setattr(run_weights, "load_encoder", lambda *told: calls.append(told))
     return calls
 
 
@@ -136,16 +138,16 @@ def test_one_checkpoint_of_a_run_is_taken_and_several_are_listed(tmp_path, asked
     folder.mkdir()
     (folder / "ce.pth").touch()
     (folder / "prompts.pth").touch()  # learned words, no tower
-    export.find_encoder(str(tmp_path))
+    find_encoder(str(tmp_path))
     (folder / "ce_triplet.pth").touch()
-    export.find_encoder(str(tmp_path), variant="ce_triplet")
+    find_encoder(str(tmp_path), variant="ce_triplet")
     assert asked == [(str(folder / "ce.pth"),), (str(folder / "ce_triplet.pth"),)]
     with pytest.raises(ParamError, match="choose: --variant ce, ce_triplet"):
-        export.find_encoder(str(tmp_path))
+        find_encoder(str(tmp_path))
     with pytest.raises(ParamError, match="no 'ce_tripel'; did you mean 'ce_triplet'"):
-        export.find_encoder(str(tmp_path), variant="ce_tripel")
+        find_encoder(str(tmp_path), variant="ce_tripel")
     with pytest.raises(ParamError, match="weights of its own"):
-        export.find_encoder(str(tmp_path), pretrained="openai", variant="ce")
+        find_encoder(str(tmp_path), pretrained="openai", variant="ce")
 
 
 @pytest.mark.parametrize(("name", "size"), [("tiny", (56, 112)), ("tiny_rn", None)])
@@ -158,7 +160,7 @@ def test_the_weights_of_a_run_arrive_in_open_clip(tmp_path, name, size):
     (run / "checkpoints").mkdir(parents=True)
     path = save_checkpoint(run / "checkpoints" / "stage1.pth", encoder, {}, "", "")
     for source in (run, path):
-        again = export.find_encoder(str(source))
+        again = find_encoder(str(source))
         assert again.weights_sha256 == encoder.weights_sha256
         assert again.preprocess == encoder.preprocess
         export.export_model(again, tmp_path / "m", force=True)
@@ -171,18 +173,18 @@ def test_names_files_and_model_folders_go_to_load_encoder(tmp_path, asked):
     (tmp_path / CONFIG).touch()
     (tmp_path / "w.pth").touch()
     for source in ("tiny", str(tmp_path), str(tmp_path / "w.pth")):
-        export.find_encoder(source)
-    export.find_encoder("ViT-B-16", "openai")
+        find_encoder(source)
+    find_encoder("ViT-B-16", "openai")
     sources = [told for told, _ in asked]
     assert sources == ["tiny", str(tmp_path), str(tmp_path / "w.pth"), "ViT-B-16"]
     assert asked[-1] == ("ViT-B-16", "openai")
     with pytest.raises(ParamError, match="of a run folder; tiny is none"):
-        export.find_encoder("tiny", variant="ce")
+        find_encoder("tiny", variant="ce")
 
 
 def test_a_folder_that_is_nothing_says_so(tmp_path):
     with pytest.raises(ParamError, match=r"neither .* nor checkpoints"):
-        export.find_encoder(str(tmp_path))
+        find_encoder(str(tmp_path))
 
 
 # -- a table of features ---------------------------------------------------------------------------
@@ -217,45 +219,45 @@ def test_csv_and_npz_hold_the_unit_features_of_every_photograph(
 
 
 def test_folders_are_persons_where_each_photograph_has_one(photographs):
-    table = export.read_photographs(photographs)
+    table = read_photographs(photographs)
     assert set(table["person"]) == set(PERSONS) and set(table["aspect"]) == {""}
     (photographs / "anna" / "dorsal_l").mkdir()
     for picture in photographs.glob("anna/*.png"):
         picture.rename(picture.parent / "dorsal_l" / picture.name)
-    table = export.read_photographs(photographs)
+    table = read_photographs(photographs)
     assert set(zip(table["person"], table["aspect"], strict=True)) == {
         ("anna", "dorsal_l"),
         ("ben", ""),
     }
-    assert set(export.read_photographs(photographs / "anna")["person"]) == {""}
+    assert set(read_photographs(photographs / "anna")["person"]) == {""}
     (photographs / "deep" / "er" / "and" / "deeper").mkdir(parents=True)
     (photographs / "ben" / "0.png").rename(photographs / "deep/er/and/deeper/0.PNG")
-    table = export.read_photographs(photographs)
+    table = read_photographs(photographs)
     assert table.set_index("image")["person"]["deep/er/and/deeper/0.PNG"] == "deeper"
     assert len(table) == 5
     (photographs / "again").symlink_to(photographs, target_is_directory=True)
     (photographs / ".hidden").mkdir()
-    assert len(export.read_photographs(photographs)) == 5, "a link that leads in circles"
+    assert len(read_photographs(photographs)) == 5, "a link that leads in circles"
     outside = photographs.parent / "carla"
     (photographs / "ben").rename(outside)
     (photographs / "carla").symlink_to(outside, target_is_directory=True)
-    table = export.read_photographs(photographs)
+    table = read_photographs(photographs)
     assert len(table) == 5 and "carla" in set(table["person"]), "a person's folder is a link"
 
 
 def test_a_csv_needs_images_only(photographs):
     path = photographs / "mine.csv"
     path.write_text("image;pid;aspect\nanna/0.png;7;palmar right\n../photographs/ben/1.png;;\n")
-    table = export.read_photographs(path)
+    table = read_photographs(path)
     assert table.to_numpy().tolist() == [
         ["anna/0.png", "7", "palmar_r"],
         ["ben/1.png", "", ""],
     ]
     path.write_text("image\nanna/0.png\n")
-    assert export.read_photographs(path).to_numpy().tolist() == [["anna/0.png", "", ""]]
+    assert read_photographs(path).to_numpy().tolist() == [["anna/0.png", "", ""]]
     path.write_text("image,aspect\nanna/0.png,dorsal_x\nanna/0.png,\n,\nanna/9.png,\n")
     with pytest.raises(TableError) as told:
-        export.read_photographs(path)
+        read_photographs(path)
     for problem in ("unknown aspect 'dorsal_x'; did you", "twice", "empty", "anna/9.png is mi"):
         assert problem in str(told.value)
 
@@ -263,7 +265,7 @@ def test_a_csv_needs_images_only(photographs):
 def test_drawn_hands_bring_their_persons_and_aspects(tmp_path):
     line = f"demo-data --root {tmp_path / 'hands'} --persons 2 --shots 1 1 --workers 1"
     assert cli.main(line.split()) == 0
-    table = export.read_photographs(tmp_path / "hands")
+    table = read_photographs(tmp_path / "hands")
     assert table["person"].nunique() == 2 and table["aspect"].nunique() == 4
 
 
