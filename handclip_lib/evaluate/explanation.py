@@ -52,6 +52,25 @@ class Explanation:
     left_out: Mapping[str, str]
 
 
+def held_against(
+    encoder: Encoder,
+    store: Store,
+    images: Sequence[str],
+    references: np.ndarray,
+    fabric: lf.Fabric,
+    feature: Sequence[str] = ("pool", "proj"),
+) -> tuple[np.ndarray, Held]:
+    """Pixels (N, H, W, 3) uint8 of images, and what they are against references (N, D), retrieval
+    features, on the fabric's device.
+    """
+    fabric.to_device(encoder)
+    pixels = store.pixels(images)
+    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[list(images)])
+    codes = None if codes is None else codes.to(fabric.device)
+    inputs = encoder.preprocess.normalise(pixels.to(fabric.device))
+    return pixels.numpy(), Held(encoder, inputs, references, feature, codes)
+
+
 def look(
     encoder: Encoder,
     store: Store,
@@ -60,14 +79,9 @@ def look(
     fabric: lf.Fabric,
     feature: Sequence[str] = ("pool", "proj"),
 ) -> Look:
-    """Images held against references (N, D), retrieval features, on the fabric's device."""
-    fabric.to_device(encoder)
-    pixels = store.pixels(images)
-    codes = encoder.codes_of(store.table.set_index("image", drop=False).loc[list(images)])
-    codes = None if codes is None else codes.to(fabric.device)
-    inputs = encoder.preprocess.normalise(pixels.to(fabric.device))
-    held = Held(encoder, inputs, references, feature, codes)
-    return Look(pixels.numpy(), hand_masks(store, images), held)
+    """`held_against`, and where the hands are."""
+    pixels, held = held_against(encoder, store, images, references, fabric, feature)
+    return Look(pixels, hand_masks(store, images), held)
 
 
 def explanation(
@@ -80,7 +94,7 @@ def explanation(
     the hand where it is known. A tower that has no attention to show, or no map, is no error:
     `left_out` tells why.
     """
-    maps, left_out = _maps(seen.held)
+    maps, left_out = maps_of(seen.held)
     shares = {kind: on_hand(found, seen.masks) for kind, found in maps.items()}
     shares["hand"] = seen.masks.mean(axis=(1, 2))
     blanked = {}
@@ -98,10 +112,10 @@ def agreements(seen: Look, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     that stays the same was not made by what was learned. Raises TypeError on a tower of which the
     order of stages is not known.
     """
-    whole, _ = _maps(seen.held)
+    whole, _ = maps_of(seen.held)
     found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in whole}
     for stage, other in randomised(seen.held.encoder, seed):
-        lost, _ = _maps(replace(seen.held, encoder=other))
+        lost, _ = maps_of(replace(seen.held, encoder=other))
         for kind, maps in lost.items():
             found[kind][stage] = agreement(whole[kind], maps)
     return found
@@ -124,8 +138,8 @@ def faced(seen: Look, seed: int = 0) -> tuple[np.ndarray, np.ndarray, pd.DataFra
     return seen.pixels, maps, places, note
 
 
-def _maps(held: Held) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Maps of each kind that the tower has, and why it has no others."""
+def maps_of(held: Held) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Maps {kind: (N, h, w)} that the tower has, and {kind: why it has none}."""
     makers = {
         ROLLOUT: lambda: rollout(held.encoder, held.images, codes=held.codes),
         CAM: lambda: similarity_cam(held),

@@ -37,21 +37,28 @@ def map_grid(
     maps: Mapping[str, npt.NDArray[np.floating]],
     title: str,
     names: Sequence[str] = (),
+    below: Sequence[str] = (),
+    frames: Sequence[tuple[str, float] | None] = (),
 ) -> Figure:
     """Photographs in the first row, below them a row a kind of map, laid over them in grey.
 
     pixels: (N, H, W, 3) uint8; maps: {kind: (N, h, w)} >= 0, each map coloured from 0 to its own
-    largest value: colours of two photographs are not on one scale. names: above each photograph.
+    largest value: colours of two photographs are not on one scale. names, below: above and below
+    each photograph; frames: around it, colour and width in points.
     """
     pictures = np.asarray(pixels)
     count = len(pictures)
     cell = min(1.7, 9.0 / count)
     tall = cell * pictures.shape[1] / pictures.shape[2]
-    size = (max(5.0, cell * count + 0.5), 0.6 + (tall + 0.02) * (len(maps) + 1))
+    height = 0.6 + (tall + 0.02) * (len(maps) + 1) + (0.2 if below else 0)
+    size = (max(5.0, cell * count + 0.5), height)
     fig, axes = canvas(title, len(maps) + 1, count, size)
     for at, ax in enumerate(axes[0]):
         _bare(ax, pictures[at])
         ax.set_title(names[at] if len(names) else "", fontsize=8, pad=3, loc="center")
+        ax.set_xlabel(below[at] if below else "", fontsize=8, labelpad=2)
+        if frames and (frame := frames[at]) is not None:
+            ax.spines[:].set(visible=True, color=frame[0], linewidth=frame[1])
     for line, values in zip(axes[1:], maps.values(), strict=True):
         for at, ax in enumerate(line):
             _veiled(ax, pictures[at], values[at])

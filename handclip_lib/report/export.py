@@ -72,7 +72,10 @@ def _without_title(cells: list[NotebookNode]) -> tuple[str, list[NotebookNode]]:
 
 
 def _tidy(cell: NotebookNode) -> NotebookNode:
-    """Without progress bars, whose last state is all that a page could show, and widgets."""
+    """Without progress bars, whose last state is all that a page could show, and widgets.
+
+    Of a widget that brings a still picture, that is kept.
+    """
     if cell.cell_type != "code":
         return cell
     kept = []
@@ -81,7 +84,7 @@ def _tidy(cell: NotebookNode) -> NotebookNode:
             output.text = _BAR.sub("", _REWRITTEN.sub("", output.text))
             if not output.text.strip():
                 continue
-        if _WIDGET in output.get("data", {}):
+        if output.get("data", {}).pop(_WIDGET, None) and "image/png" not in output.data:
             continue
         if "image/png" in output.get("data", {}):
             output.metadata["image/png"] = {"width": _width(output.data["image/png"])}

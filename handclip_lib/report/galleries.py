@@ -136,6 +136,12 @@ def best_and_worst(
     return fig
 
 
+def person_name(pid: int) -> str:
+    """The person's number; a star marks the hand of another aspect, a distractor's label."""
+    taken = max((offset for offset in OFFSETS if pid >= offset), default=0)
+    return f"{pid - taken}*" if taken else f"{pid}"
+
+
 def _sheet(
     ranking: pd.DataFrame,
     sides: Sequence[Sequence[str]],
@@ -175,15 +181,9 @@ def _ranked_row(
     line[0].set_xlabel(f"match: {rank}", fontsize=8, labelpad=2, color=GOOD if rank == 1 else BAD)
     for ax, row in zip(line[1:], rows, strict=False):
         _picture(ax, pictures[row["gallery"]], (GOOD, 3.0) if row["correct"] else (BAD, 1.2))
-        ax.set_title(_person(row["gallery_pid"]), fontsize=8, pad=3, loc="center")
+        ax.set_title(person_name(row["gallery_pid"]), fontsize=8, pad=3, loc="center")
         ax.set_xlabel(f"{row['similarity']:.2f}", fontsize=8, labelpad=2)
     blank(line[1 + len(rows) :])
-
-
-def _person(pid: int) -> str:
-    """The person's number; a star marks the hand of another aspect, a distractor's label."""
-    taken = max((offset for offset in OFFSETS if pid >= offset), default=0)
-    return f"{pid - taken}*" if taken else f"{pid}"
 
 
 def _picture(ax: Axes, pixels: np.ndarray, frame: tuple[str, float] | None = None) -> None:

@@ -76,34 +76,52 @@ class Contender:
 def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Contender]:
     """The models of a study for one aspect and seed, in the order of the notebooks.
 
-    The tower as it is comes first, then what finished runs have left (with the tag of a run that
-    has one), the chain's last step, and `comparison.models`. Where no run trained stage 1, that is
-    done now, and kept where notebook 02 would have left it. A model that was taught a person who is
-    tested here is left out, which is printed, as is whose training is not recorded. Raises
-    ParamError where two have one name, and where `comparison.reference` is none of them.
+    Those of `finished_models`; where no run trained stage 1, that is done now, and kept where
+    notebook 02 would have left it. Raises ParamError where two have one name, and where
+    `comparison.reference` is none of them.
     """
-    p = run.params
+    p, found = run.params, _there(run.params)
+    if STAGE1 not in {one.name for one in found}:
+        path = stages.stage1_weights(p, table, manifest, run.beside("02_stage1"))
+        found.insert(1, _of_file(STAGE1, path, "02_stage1"))
+    kept = _testable(found, table, manifest)
+    _check_names([p.comparison.reference], kept, "comparison.reference")
+    return kept
+
+
+def finished_models(p: Params, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Contender]:
+    """What there is for an aspect and seed without training anything.
+
+    The tower as it is comes first, then what finished runs have left (with the tag of a run that
+    has one), the chain's last step, and `comparison.models`. A model that was taught a person who
+    is tested here is left out, which is printed, as is whose training is not recorded. Raises
+    ParamError where two have one name.
+    """
+    return _testable(_there(p), table, manifest)
+
+
+def _there(p: Params) -> list[Contender]:
     held = find_checkpoint(p.model.name, p.model.pretrained)
     found = [Contender(ZERO_SHOT, taught=held["taught"] if held else {})]
     runs = [r for r in finished_runs(reports_root(p) / p.study) if r.metrics["seed"] == p.seed]
     mine = [r for r in runs if r.metrics["aspect"] == p.aspect]
     for one in (r for r in mine if r.metrics["notebook"] in _TRAINED):
         found += _trained(one)
-    if STAGE1 not in {one.name for one in found}:
-        path = stages.stage1_weights(p, table, manifest, run.beside("02_stage1"))
-        found.insert(1, _of_file(STAGE1, path, "02_stage1"))
     chains = [r for r in runs if r.metrics["notebook"] == "05_sequential_chain"]
     ours = [r for r in chains if r in mine] or chains
     for one in ours:
         found += _chained(one)
-    found += [_further(told, p) for told in p.comparison.models]
+    return found + [_further(told, p) for told in p.comparison.models]
+
+
+def _testable(
+    found: Sequence[Contender], table: pd.DataFrame, manifest: pd.DataFrame
+) -> list[Contender]:
     names = [one.name for one in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ParamError(f"two models would be called {twice[0]}; rename a tag or a weights file")
-    kept = [one for one in found if _may_be_tested(one, table, manifest)]
-    _check_names([p.comparison.reference], kept, "comparison.reference")
-    return kept
+    return [one for one in found if _may_be_tested(one, table, manifest)]
 
 
 def looked_at(models: Sequence[Contender], p: Params) -> list[Contender]:
