@@ -13,6 +13,7 @@ from typing import Any
 from handclip_lib import __version__
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.params import ParamError, load, resolve
+from handclip_lib.report.searching import COMMANDS as SEARCHES
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import did_you_mean
 from handclip_lib.study_file import read_value
@@ -101,6 +102,8 @@ def _study(asked: argparse.Namespace) -> int:
         jobs=asked.cores,
         force=asked.force,
         dry_run=asked.dry_run,
+        executor=asked.executor,
+        gpus=asked.gpus,
     )
 
 
@@ -198,6 +201,8 @@ _PRETRAINED = "the weights of an open_clip name: a tag or a file"
 _IMAGES = "photographs: a folder, or a CSV with a column image (and pid, aspect)"
 _FEATURES = ("penult", "pool", "proj")
 _JOINED = "joined into one unit row (default: pool proj)"
+_DRY_WORDS = "only say what would be run, and how long that may take"
+_EXECUTOR = "local, gpus, slurm or kubernetes (profiles/), or a profile's folder"
 _NOTEBOOKS = "default: the study's, else all"
 _SHOTS = "plain photographs an aspect (default: the demo study's)"
 _ROOT = {"default": "", "help": "the folder (default: the demo study's)"}
@@ -224,7 +229,9 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
             (("--seeds",), {"nargs": "+", "type": int, "help": "default: the study's, else 0"}),
             (("--notebooks",), {"nargs": "+", "metavar": "NOTEBOOK", "help": _NOTEBOOKS}),
             _CORES,
-            (("--dry-run",), {"action": "store_true", "help": "only say what would be run"}),
+            (("--dry-run",), {"action": "store_true", "help": _DRY_WORDS}),
+            (("--executor",), {"default": "local", "metavar": "PROFILE", "help": _EXECUTOR}),
+            (("--gpus",), {"metavar": "0,1", "help": "GPUs of this machine, one run on each"}),
             _FORCE,
         ],
         "run all notebooks of a study (and its variants) that are not done yet, and write its"
@@ -277,6 +284,7 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
         [(("--study",), {"default": "smoke", "help": "whose photographs (%(default)s)"})],
         "time the kit against the plain way, as ratios in one run",
     ),
+    **SEARCHES,
     "doctor": (_doctor, [], "say what is installed, found and missing, and what mends it"),
 }
 

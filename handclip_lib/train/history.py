@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from handclip_lib.data.atomic import write_whole
 
@@ -21,10 +22,11 @@ def write_history(folder: Path, variant: str, rows: Sequence[Mapping[str, float]
     frame = pd.DataFrame(list(rows))
     frame.insert(0, "variant", variant)
     own = _text(io.StringIO(frame.to_csv(index=False)))
-    if path.is_file():
-        others = _text(path)
-        own = pd.concat([others[others["variant"] != variant], own]).fillna("")
-    return write_whole(path, own.to_csv(index=False).encode())
+    with FileLock(folder / f".{FILE}.lock"):  # two runs may train variants of one folder at once
+        if path.is_file():
+            others = _text(path)
+            own = pd.concat([others[others["variant"] != variant], own]).fillna("")
+        return write_whole(path, own.to_csv(index=False).encode())
 
 
 def read_history(folder: Path, variant: str) -> pd.DataFrame:
