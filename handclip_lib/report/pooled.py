@@ -9,6 +9,7 @@ import pandas as pd
 from handclip_lib.evaluate.statistics import holm, paired_test, person_bootstrap
 from handclip_lib.report.page import p_text, percent_cell
 from handclip_lib.report.results import PLACE, Finished, persons_of
+from handclip_lib.report.significance import star
 from handclip_lib.report.sweeps import SHOWN, signed
 
 
@@ -48,17 +49,19 @@ def pooled_table(table: pd.DataFrame) -> str:
             cells = "".join(_cells(row) for _, row in two.iterrows())
             body.append(f'<tr><td class="name">{html.escape(str(variant))}</td>{cells}</tr>')
     return (
-        '<h2>All aspects and seeds together</h2><div class="scroll"><table id="pooled"><thead>'
+        '<h3>All aspects and seeds together</h3><div class="scroll"><table id="pooled"><thead>'
         f'<tr><th class="name">variant</th>{names}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
         "<p><small>Per cent, own galleries, over the queries of all runs; 95 % intervals and the p "
         "of a sign-flip test (Holm's correction over the variants) are over persons, each with all "
-        'his hands and all seeds. More in <a href="pooled.csv">pooled.csv</a>.</small></p>'
+        'his hands and all seeds. <b>★</b> holds: p at most 0.05. More in <a href="pooled.csv">pooled.csv</a>.</small></p>'
     )
 
 
 def _cells(row: "pd.Series[Any]") -> str:
-    change = f"{signed(row['difference'])}<small>" + (
+    mark, value = star(row["p_holm"]), signed(row["difference"])
+    change = f"<b>{mark}{value}</b><small>" if mark else f"{value}<small>"
+    change += (
         f"{signed(row['difference_low'])} to {signed(row['difference_high'])},"
         f" p {p_text(row['p_holm'])}</small>"
     )

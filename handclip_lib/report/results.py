@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
-from handclip_lib.evaluate.statistics import holm, paired_test
+from handclip_lib.evaluate.statistics import holm, paired_test, person_bootstrap
 from handclip_lib.report.runs import read_json, replace_text, reports_root
 from handclip_lib.schema import Params
 
@@ -18,6 +18,7 @@ _COLUMNS = (
     "ci95_low", "ci95_high", "queries", "entries", "persons", "manifest_sha256", "commit",
     "difference", "difference_low", "difference_high", "p",
 )  # fmt: skip
+_OVER = ["study", "aspect", "notebook", "tag", "data", "variant", "gallery", "metric"]
 PLACE = {"rank1": 0, "map": 1}  # in a person's [mean rank-1, mean AP, number of queries]
 
 
@@ -132,22 +133,56 @@ def results(runs: list[Finished]) -> pd.DataFrame:
     return frame
 
 
-def seed_means(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of `results`, where there are two or more.
+def seed_means(frame: pd.DataFrame, runs: list[Finished]) -> pd.DataFrame:
+    """Means over seeds of `results(runs)`, of one seed or more.
 
     Columns after the run's: mean, sd (over seeds), lowest, highest, difference (mean of those to
-    the run without a tag), seeds.
+    the run without a tag), seeds, persons, ci95_low, ci95_high. The interval is over persons, who
+    bring their queries of all seeds, so that seeds do not pass for further persons: of rank-1 and
+    mAP in the own gallery where all seeds hold the scores of the same persons, and of a number that
+    is the same with every seed; NaN else.
     """
-    keys = ["study", "aspect", "notebook", "tag", "data", "variant", "gallery", "metric"]
-    table = frame.groupby(keys, sort=False, as_index=False).agg(
+    table = frame.groupby(_OVER, sort=False, as_index=False).agg(
         mean=("mean", "mean"),
         sd=("mean", "std"),
         lowest=("mean", "min"),
         highest=("mean", "max"),
         difference=("difference", "mean"),
         seeds=("seed", "nunique"),
+        persons=("persons", "max"),
+        ci95_low=("ci95_low", "first"),
+        ci95_high=("ci95_high", "first"),
     )
-    return table[table["seeds"] > 1].reset_index(drop=True)
+    alone = table["lowest"] == table["highest"]
+    table.loc[~alone, ["ci95_low", "ci95_high"]] = math.nan
+    several = table[~alone & (table["gallery"] == "own") & table["metric"].isin(PLACE)]
+    for key, part in several.groupby(["aspect", "notebook", "tag", "variant"], sort=False):
+        intervals = _over_seeds(runs, *map(str, key))
+        for index, metric in part["metric"].items():
+            if intervals is not None:
+                low, high = (bound[PLACE[metric]] for bound in intervals)
+                table.loc[index, ["ci95_low", "ci95_high"]] = low, high
+    return table
+
+
+def _over_seeds(
+    runs: list[Finished], aspect: str, notebook: str, tag: str, variant: str
+) -> tuple[Any, Any] | None:
+    """(low, high), each (2,) of rank-1 and mAP, all seeds together; None where it can't be told."""
+    told = [
+        persons_of(run, variant)
+        for run in runs
+        if (run.metrics["aspect"], run.metrics["notebook"], run.metrics["tag"])
+        == (aspect, notebook, tag)
+        and variant in run.metrics["variants"]
+    ]
+    counts = [{pid: of[2] for pid, of in persons.items()} for persons in told]
+    if len(counts[0]) < 2 or any(count != counts[0] for count in counts):
+        return None
+    scores = [of[:2] for persons in told for of in persons.values()]
+    times = [int(of[2]) for persons in told for of in persons.values()]
+    who = [int(pid) for persons in told for pid in persons]
+    return person_bootstrap(np.repeat(scores, times, axis=0), np.repeat(who, times))
 
 
 def _place(run: Finished) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Tables of a study's page that set runs side by side: variants of a sweep, and seeds."""
+"""Tables of a study's page that set runs side by side: variants of a sweep."""
 
 import html
 import math
@@ -38,36 +38,13 @@ def comparison(numbers: pd.DataFrame) -> str:
     names = "".join(f"<th>{words}</th>" for _, words in SHOWN)
     changes = "".join(f"<th>{words} against it</th>" for _, words in SHOWN)
     return (
-        '<h2>Variants of the study</h2><div class="scroll"><table id="variants"><thead>'
+        '<div class="scroll"><table id="variants"><thead>'
         f'<tr><th class="name">run</th>{names}{changes}</tr></thead>'
         f"<tbody>{''.join(blocks)}</tbody></table></div>"
         "<p><small>Per cent, own gallery: mean over draws, below it the 95 % interval over "
         "persons. Differences are to the study itself with the same aspect and seed; below them "
         "their 95 % interval and the p of a sign-flip test over persons with Holm's correction, "
         "where both runs scored the same persons.</small></p>"
-    )
-
-
-def over_seeds(means: pd.DataFrame) -> str:
-    """HTML of means over seeds, in the aspect's own gallery; "" without several seeds.
-
-    means: `results.seed_means`.
-    """
-    own = _headline(means)
-    if own.empty:
-        return ""
-    keys = ["notebook", "aspect", "variant", "tag"]
-    rows = [_meant(run) for _, run in own.groupby(keys, sort=False)]
-    changed = own["difference"].notna().any()
-    names = "".join(f"<th>{words}</th>" for _, words in SHOWN)
-    changes = "".join(f"<th>{words} against plain</th>" for _, words in SHOWN) if changed else ""
-    body = "".join(rows) if changed else "".join(row.replace(_EMPTY, "") for row in rows)
-    return (
-        '<h2>Means over seeds</h2><div class="scroll"><table id="seeds"><thead>'
-        f'<tr><th class="name">aspect · variant</th>{names}{changes}<th>seeds</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-        "<p><small>Per cent, own gallery: mean over seeds, below it the lowest and the highest. "
-        'More in <a href="means.csv">means.csv</a>.</small></p>'
     )
 
 
@@ -93,22 +70,6 @@ def _change(number: Mapping[str, Any]) -> str:
         low, high = (signed(number[k]) for k in ("difference_low", "difference_high"))
         below = f"<small>{low} to {high}, p {p_text(number['p_holm'])}</small>"
     return f"<td>{signed(number['difference'])}{below}</td>"
-
-
-def _meant(run: pd.DataFrame) -> str:
-    """A row of the table over seeds, from the rows of its metrics."""
-    told: Mapping[Any, Any] = run.set_index("metric").to_dict("index")
-    numbers = [told[key] for key, _ in SHOWN]
-    first = numbers[0]
-    cells = "".join(percent_cell(n["mean"], (n["lowest"], n["highest"])) for n in numbers)
-    against = [n["difference"] for n in numbers]
-    changes = "".join(_EMPTY if math.isnan(d) else f"<td>{signed(d)}</td>" for d in against)
-    name = html.escape(f"{ASPECTS[first['aspect']].title} · {first['variant']}")
-    of = html.escape(first["notebook"] + (f", {first['tag']}" if first["tag"] else ""))
-    seeds = first["seeds"]
-    return (
-        f'<tr><td class="name">{name}<small>{of}</small></td>{cells}{changes}<td>{seeds}</td></tr>'
-    )
 
 
 def signed(value: float) -> str:

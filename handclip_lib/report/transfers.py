@@ -146,7 +146,7 @@ def transfers_table(table: pd.DataFrame) -> str:
             cells = "".join(_cells(row, column, column in compared) for column in SCALARS)
             body.append(f'<tr><td class="name">{html.escape(row["chain"])}</td>{cells}</tr>')
     return (
-        '<h2>Chains over all seeds</h2><div class="scroll"><table id="transfers"><thead>'
+        '<div class="scroll"><table id="transfers"><thead>'
         f'<tr><th class="name">chain</th>{names}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
         "<p><small>Average over the aspects at the end in per cent; what later steps changed "
