@@ -99,3 +99,31 @@ def check_sides(table: pd.DataFrame) -> None:
             f" {', '.join(CHAIN)}, or give a CSV with the columns image and aspect",
             listed(unknown, 10),
         )
+
+
+def one_photograph(path: Path, aspect: str = "") -> pd.DataFrame:
+    """A photograph as a table of one row, with the columns of `read_photographs`.
+
+    aspect: what it shows, where that is known; else what a HandInfo.csv above its folder says of
+    it, or the name of its folder. Raises FileNotFoundError, or TableError on what is no whole
+    picture.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.is_dir():
+        raise TableError(f"{path} is a folder: name one photograph in it")
+    if not path.exists():
+        raise FileNotFoundError(f"no photograph {path}")
+    person, told = _told(path)
+    row = {"image": path.name, "person": person, "aspect": aspect or told}
+    return finish([row], path.parent, "", check_images(path.parent, [("", path.name)]))
+
+
+def _told(path: Path) -> tuple[str, str]:
+    """Person and aspect by 11k's table above the folder, or by the folder's name."""
+    root = path.parent.parent
+    if path.parent.name == "Hands" and (root / "HandInfo.csv").is_file():
+        table = read_11k(root, check_files=False)
+        rows = table[table["image"] == f"Hands/{path.name}"]
+        if len(rows):
+            return str(rows["pid"].iloc[0]), str(rows["aspect"].iloc[0])
+    return "", aspect_of(path.parent.name) or ""

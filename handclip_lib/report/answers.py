@@ -19,6 +19,7 @@ from handclip_lib.evaluate.protocol import evaluate
 from handclip_lib.evaluate.scenarios import evaluate_all
 from handclip_lib.evaluate.ways import ways
 from handclip_lib.params import ParamError, other_data
+from handclip_lib.report.calibrated import calibrated
 from handclip_lib.report.errors import plain
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.spaces import Space, images_of, space_of
@@ -44,12 +45,13 @@ def embedded(
 class Verified:
     """One-to-one comparisons of every model. pairs: of queries and own gallery over all draws, each
     two photographs once; rates: `verification_metrics` with their curves; spans:
-    `person_intervals`; each by model.
+    `person_intervals`; made_by: `Space.made_by`; each by model.
     """
 
     pairs: dict[str, pd.DataFrame]
     rates: dict[str, dict[str, Any]]
     spans: dict[str, dict[str, Any]]
+    made_by: dict[str, Mapping[str, Any]]
 
     @property
     def kinds(self) -> dict[str, dict[str, np.ndarray]]:
@@ -61,13 +63,13 @@ def verified(
     models: Sequence[Contender], spaces: Mapping[str, Space], manifest: pd.DataFrame, p: Params
 ) -> Verified:
     """Are two photographs, of one aspect, of one hand?"""
-    found = Verified({}, {}, {})
+    found = Verified({}, {}, {}, {})
     for one in models:
         space = spaces[one.name]
         pairs = distinct(pairs_of(space.z, space.images, manifest))
         both = pairs["similarity"], pairs["genuine"]
         sides = pairs["query_person"], pairs["gallery_person"]
-        found.pairs[one.name] = pairs
+        found.pairs[one.name], found.made_by[one.name] = pairs, space.made_by
         found.rates[one.name] = verification.verification_metrics(*both)
         found.spans[one.name] = verification.person_intervals(*both, *sides, _SAMPLES, p.seed)
     return found
@@ -148,14 +150,15 @@ def evidence(
     """What `calibration.evidence` gives: {model: values}, {model: log10 ratios by kind}.
 
     Ratios are those of genuine (n,) and of impostor (m,) pairs, each by a calibration that knows
-    neither person. A model with too few persons has none, and its values say why.
+    neither person. A model with too few persons has none, and its values say why. Among the values
+    is `calibration`, for photographs of others: what `calibrated` gives, where there are ratios.
     """
     worth, ratios = {}, {}
     for name, pairs in found.pairs.items():
         worth[name], llr = calibration.evidence(pairs, population, folds)
         if llr is not None:
-            genuine = pairs["genuine"].to_numpy()
-            ratios[name] = (llr[genuine], llr[~genuine])
+            ratios[name] = (llr[pairs["genuine"]], llr[~pairs["genuine"]])
+            worth[name]["calibration"] = calibrated(pairs, population, found.made_by[name])
     return worth, ratios
 
 
