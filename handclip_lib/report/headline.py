@@ -27,7 +27,7 @@ def lines(means: pd.DataFrame) -> dict[Line, Numbers]:
     means: `results.seed_means`. A model that several notebooks score with the same result stands
     once: with 06, which scores them all together, else with the first of them.
     """
-    told = {
+    told: dict[Any, Any] = {
         tuple(map(str, key)): part.set_index(["gallery", "metric"]).to_dict("index")
         for key, part in means.groupby(_KEYS, sort=False)
     }

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
@@ -26,10 +25,11 @@ def heat_rows(means: pd.DataFrame, runs: list[Finished]) -> dict[Row, Cells]:
     """
     own = means[(means["gallery"] == "own") & means["metric"].isin([key for key, _ in SHOWN])]
     found: dict[tuple[str, str, str], Cells] = {}
-    for row in [*_across(runs), *own.to_dict("records")]:
-        key = str(row["notebook"]), str(row["tag"]), str(row["variant"])
-        cell = found.setdefault(key, {}).setdefault(str(row["aspect"]), {})
-        cell[str(row["metric"])] = float(row["mean"])
+    for table in (_across(runs), own):
+        for _, row in table.iterrows():
+            key = str(row["notebook"]), str(row["tag"]), str(row["variant"])
+            cell = found.setdefault(key, {}).setdefault(str(row["aspect"]), {})
+            cell[str(row["metric"])] = float(row["mean"])
     merged: dict[Row, Cells] = {}
     for (notebook, tag, variant), cells in sorted(found.items(), key=lambda item: item[0][0]):
         number = notebook.partition("_")[0]
@@ -42,7 +42,7 @@ def heat_rows(means: pd.DataFrame, runs: list[Finished]) -> dict[Row, Cells]:
     return merged
 
 
-def _across(runs: list[Finished]) -> list[dict[str, Any]]:
+def _across(runs: list[Finished]) -> pd.DataFrame:
     """Rows like those of the means, of what runs found in further aspects."""
     rows = [
         {"notebook": run.metrics["notebook"], "tag": run.metrics["tag"], "variant": variant}
@@ -52,11 +52,9 @@ def _across(runs: list[Finished]) -> list[dict[str, Any]]:
         for variant, galleries in variants.items()
         for metric, _ in SHOWN
     ]
-    if not rows:
-        return []
     keys = ["notebook", "tag", "variant", "aspect", "metric"]
-    told = pd.DataFrame(rows).groupby(keys, sort=False, as_index=False)["mean"].mean()
-    return [dict(row) for row in told.to_dict("records")]
+    table = pd.DataFrame(rows, columns=[*keys, "mean"])
+    return table.groupby(keys, sort=False, as_index=False).agg(mean=("mean", "mean"))
 
 
 def _agree(one: Cells, other: Cells) -> bool:

@@ -54,7 +54,8 @@ def pooled_table(table: pd.DataFrame) -> str:
         f"<tbody>{''.join(body)}</tbody></table></div>"
         "<p><small>Per cent, own galleries, over the queries of all runs; 95 % intervals and the p "
         "of a sign-flip test (Holm's correction over the variants) are over persons, each with all "
-        'his hands and all seeds. <b>★</b> holds: p at most 0.05. More in <a href="pooled.csv">pooled.csv</a>.</small></p>'
+        "his hands and all seeds. <b>★</b> holds: p at most 0.05. More in "
+        '<a href="pooled.csv">pooled.csv</a>.</small></p>'
     )
 
 

@@ -97,7 +97,7 @@ def _row(two: pd.DataFrame) -> str:
     of += (f", {first['tag']}" if first["tag"] else "") + f" · {first['notebook']}"
     name = html.escape(f"{first['variant']} against {first['reference']}")
     link = f'<a href="#{html.escape(first["anchor"])}">{name}</a>'
-    told = two.set_index("metric").to_dict("index")
+    told: Mapping[Any, Any] = two.set_index("metric").to_dict("index")
     cells = "".join(_cell(told.get(metric)) for metric, _ in SHOWN)
     return f'<tr><td class="name">{link}<small>{html.escape(of)}</small></td>{cells}</tr>'
 
