@@ -1,10 +1,14 @@
 """The one place for device, precision and seed: a Fabric object that everyone else is handed."""
 
 import random
+import warnings
+from datetime import timedelta
+from pathlib import Path
 
 import lightning_fabric as lf
 import numpy as np
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from handclip_lib.schema import Params
 
@@ -18,12 +22,44 @@ def make_fabric(p: Params, training: bool = False) -> lf.Fabric:
     machines.
     Raises a RuntimeError when the accelerator that was asked for is not there.
     """
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    _full_precision()
     precision = p.device.training if training else p.device.precision
     fabric = lf.Fabric(accelerator=p.device.accelerator, devices=1, precision=precision)
     lf.seed_everything(p.seed, verbose=False)
     return fabric
+
+
+def join_fabric(p: Params, meet: Path) -> lf.Fabric:
+    """The Fabric of one of the `p.device.devices` processes that train together on this machine.
+
+    $LOCAL_RANK says which of them this is; `meet`: a file that is not there yet, by which they
+    find each other. Waiting for another one has no end: whoever started them ends them.
+    """
+    _full_precision()
+    told = "torch.distributed.nn.functional.all_gather is deprecated"  # Fabric's to mend
+    warnings.filterwarnings("ignore", told, FutureWarning)
+    fabric = lf.Fabric(
+        accelerator=p.device.accelerator,
+        devices=p.device.devices,
+        strategy="ddp",
+        precision=p.device.training,
+        plugins=[LightningEnvironment()],  # not what a cluster's own variables say
+    )
+    torch.distributed.init_process_group(
+        "nccl" if fabric.device.type == "cuda" else "gloo",
+        init_method=meet.resolve().as_uri(),
+        timeout=timedelta(days=7),
+        world_size=p.device.devices,
+        rank=fabric.local_rank,
+    )
+    fabric.launch()
+    lf.seed_everything(p.seed, verbose=False)
+    return fabric
+
+
+def _full_precision() -> None:
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def seed_step(seed: int, step: int) -> None:

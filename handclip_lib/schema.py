@@ -96,6 +96,9 @@ class Device(Node):
     """Where it runs. Figures must agree between machines: evaluation is in full precision."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # GPUs, or processes on a CPU, that share the batches of one training of an image tower; what
+    # learns from features alone (prompts of stage 3a) and all evaluation is on the first
+    devices: Count = 1
     precision: Precision = "32-true"  # of features
     training: Precision = "32-true"
     compile: bool = False  # torch.compile of the image tower in training

@@ -452,23 +452,6 @@ def test_bf16_mixed_trains_and_keeps_float32_weights(tmp_path):
     assert far(before, state_of(recipe)) > 0
 
 
-def test_a_learner_that_fabric_has_set_up_trains_the_same(tmp_path):
-    plain = toy.make()
-    expected = toy.train(plain, tmp_path / "plain", told(accumulate=2))
-    recipe, fabric = toy.make(), lf.Fabric(accelerator="cpu", devices=1)
-    learner, optimizer = fabric.setup(recipe.learner, recipe.optimizer)
-    x, y = toy.data()
-
-    def step(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        draws = torch.randn(1) + np.random.standard_normal() + random.gauss(0, 1)
-        return learner(x[rows] + 0.1 * draws.float(), y[rows])
-
-    wrapped = replace(recipe, learner=learner, optimizer=optimizer, step=step)
-    history = fit(wrapped, told(accumulate=2), fabric, tmp_path / "wrapped")
-    pd.testing.assert_frame_equal(history, expected, check_exact=True)
-    assert toy.digest(recipe.learner) == toy.digest(plain.learner)
-
-
 def test_the_device_is_not_waited_for_in_every_step(tmp_path, monkeypatch):
     reads = []
     for name in ("item", "tolist", "__float__", "__bool__", "__int__"):

@@ -1,6 +1,5 @@
 """The one training loop: sums losses, steps, logs, validates, keeps the best, survives a kill."""
 
-import contextlib
 import math
 import time
 import warnings
@@ -21,6 +20,7 @@ from handclip_lib.device import seed_step
 from handclip_lib.schema_train import Loop
 from handclip_lib.train.history import FILE, read_history, write_history
 from handclip_lib.train.optim import Schedule, check_optimizer
+from handclip_lib.train.ranks import average, begin_alike
 from handclip_lib.train.resume import read_state, remove_files, remove_parts, write_state
 from handclip_lib.train.terms import check_finite, detached, means, weighted_total
 
@@ -33,12 +33,12 @@ _LOOK = 50  # batches between two looks at whether losses are finite: a look wai
 class Recipe:
     """What `fit` is told of a training. Epochs count from 1.
 
-    name: the history's `variant`; learner: all state that trains, its state_dict is what is kept
-    (plain, or what `fabric.setup` gave, which `step` then has to call); optimizer: over every
-    parameter that may ever train; step: indices of a batch -> {loss: unweighted scalar}, with its
-    forward in the fabric's autocast; weights: {loss: factor}, asked for after each step;
-    batches: the index arrays of an epoch; begin_epoch: called when the learner is in training
-    mode, opens and closes layers; diagnostics: scalars of the last step that are logged only;
+    name: the history's `variant`; learner: all state that trains, its state_dict is what is kept;
+    optimizer: over every parameter that may ever train; step: indices of a batch -> {loss:
+    unweighted scalar}, with its forward in the fabric's autocast; on several ranks the whole
+    batch's on each, with gradients whose mean is the batch's; weights: {loss: factor}, asked for
+    after each step; batches: the index arrays of an epoch; begin_epoch: called when the learner is
+    in training mode, opens and closes layers; diagnostics: scalars of the last step, logged only;
     validate: scores a learner in eval mode (the averaged one under EMA), or None; select: the score
     that chooses the weights, higher is better, or "" for the last ones; key: fingerprint of all
     that decides the result; seed: of every random draw; closed: epochs at first in which nothing
@@ -112,7 +112,8 @@ def fit(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> pd.D
     that a run which was killed goes on from folder/checkpoints/<name>.resume.pt, at most
     `save_seconds` and an epoch back, and on the same machine ends with the same bits as one
     that was not. Its files stay until `clear`: a kill before the result is kept elsewhere costs
-    no more than any other.
+    no more than any other. Of several ranks all get here with the same recipe; rank 0 alone
+    validates and writes.
     Raises FloatingPointError naming the losses that are not finite, AssertionError naming the
     parameters that ask for a gradient and are not in the optimiser, ValueError without batches.
     """
@@ -125,7 +126,8 @@ def fit(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> pd.D
             row = _train(run, bar) | _validate(run)
             run.at.seconds += time.monotonic() - began
             run.at.rows.append(row)
-            write_history(folder, recipe.name, run.at.rows)
+            if fabric.is_global_zero:
+                write_history(folder, recipe.name, run.at.rows)
             _show(run, bar, row)
             _save(run)
     chosen = _finish(run)
@@ -141,9 +143,9 @@ def clear(folder: Path, name: str) -> None:
 
 def _start(recipe: Recipe, settings: Loop, fabric: lf.Fabric, folder: Path) -> _Run:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    learner: Any = recipe.learner
+    learner: Any = fabric.to_device(recipe.learner)
+    begin_alike(learner, fabric)
     optimizer: Any = recipe.optimizer
-    learner = learner.module if lf.is_wrapped(learner) else fabric.to_device(learner)
     if not lf.is_wrapped(optimizer):
         optimizer = fabric.setup_optimizers(optimizer)
     if not (batches := len(recipe.batches(1))):
@@ -172,7 +174,7 @@ def _train(run: _Run, bar: Any) -> dict[str, float]:
     run.learner.train()
     recipe.begin_epoch(at.epoch)
     check_optimizer(run.learner, run.optimizer)
-    batches, size = recipe.batches(at.epoch), run.settings.accumulate
+    batches, size = run.fabric.broadcast(recipe.batches(at.epoch)), run.settings.accumulate
     groups = [batches[i : i + size] for i in range(0, len(batches), size)]
     done: list[dict[str, Any]] = []  # what each batch gave, left on the device
     lr, checked = 0.0, 0
@@ -194,11 +196,11 @@ def _update(run: _Run, group: list[np.ndarray]) -> list[dict[str, Any]]:
     for batch in group:
         seed_step(run.recipe.seed, run.at.batches)
         run.at.batches += 1
-        with _unsynced(run, batch is not group[-1]):
-            terms = run.recipe.step(batch)
-            total = weighted_total(terms, run.recipe.weights())
-            fabric.backward(total * (len(batch) / images))
+        terms = run.recipe.step(batch)
+        total = weighted_total(terms, run.recipe.weights())
+        fabric.backward(total * (len(batch) / images))
         done.append(detached(total, terms, run.recipe.diagnostics()))
+    average(run.learner, fabric)
     if run.settings.clip_norm:
         norm = run.settings.clip_norm
         fabric.clip_gradients(run.learner, run.optimizer, max_norm=norm, error_if_nonfinite=False)
@@ -210,22 +212,17 @@ def _update(run: _Run, group: list[np.ndarray]) -> list[dict[str, Any]]:
     return done
 
 
-def _unsynced(run: _Run, wait: bool) -> contextlib.AbstractContextManager[Any]:
-    """Devices exchange gradients with the last batch of a group only."""
-    learner: Any = run.recipe.learner
-    if not lf.is_wrapped(learner):
-        return contextlib.nullcontext()
-    return run.fabric.no_backward_sync(learner, enabled=wait)
-
-
 def _validate(run: _Run) -> dict[str, float]:
     """Scores of this epoch, none where it is not validated; the best weights go to their file."""
     recipe, at = run.recipe, run.at
     due = at.epoch % run.settings.validate_every == 0 or at.epoch == run.settings.epochs
     if recipe.validate is None or not due:
         return {}
-    with torch.no_grad():
-        scores = {name: float(v) for name, v in recipe.validate(run.scored.eval()).items()}
+    scores: dict[str, float] = {}
+    if run.fabric.is_global_zero:
+        with torch.no_grad():
+            scores = {name: float(v) for name, v in recipe.validate(run.scored.eval()).items()}
+    scores = run.fabric.broadcast(scores)
     if recipe.select:
         score = scores[recipe.select]
         if not math.isfinite(score):
@@ -235,7 +232,8 @@ def _validate(run: _Run) -> dict[str, float]:
         if score >= at.best:  # of equals the later one: it has learnt for longer
             at.best, at.best_epoch = score, at.epoch
             state = {"epoch": at.epoch, "learner": run.scored.state_dict()}
-            write_state(run.file("best"), run.key, state)
+            if run.fabric.is_global_zero:
+                write_state(run.file("best"), run.key, state)
     return scores
 
 
@@ -246,7 +244,8 @@ def _show(run: _Run, bar: Any, row: Mapping[str, float]) -> None:
 
 def _save(run: _Run) -> None:
     """Write what a killed run goes on from, unless that was just done or nothing is left to do."""
-    if _ended(run) or time.monotonic() - run.saved < run.settings.save_seconds:
+    fresh = time.monotonic() - run.saved < run.settings.save_seconds
+    if _ended(run) or fresh or not run.fabric.is_global_zero:
         return
     state = {
         "learner": run.learner.state_dict(),
@@ -279,6 +278,7 @@ def _resume(run: _Run) -> None:
 
 def _finish(run: _Run) -> int:
     """Put the chosen weights into the learner; their epoch."""
+    run.fabric.barrier()  # rank 0 has written its files
     chosen = run.at.epoch
     if run.at.best_epoch:
         held = read_state(run.file("best"), run.key)

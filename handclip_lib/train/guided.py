@@ -1,6 +1,7 @@
 """Stage 3: words learned for persons (3a), and image towers that texts guide (3b)."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,8 @@ from handclip_lib.train.guide import Guide, bank_of
 from handclip_lib.train.job import Job, Past, Trained, job_of
 from handclip_lib.train.prompting import Learnt, learn_prompts, people_of, prompt_template
 from handclip_lib.train.training import train
+
+Words = tuple[tuple[int, ...], torch.Tensor]  # whose, and (C, E) features of what was learnt
 
 
 def stage3a(
@@ -53,6 +56,27 @@ def stage3b(
     guide the training alone: features of images never need them, nor a label. CLIP-ReID's second
     stage, Li et al. 2023, arXiv:2211.13977, section 3.3; PromptSG, Yang et al. 2024.
     """
+    if settings.text == "prompts" and learnt is None:
+        raise ParamError(f"{name}: text prompts needs those of stage 3a")
+    words = None
+    if learnt is not None:
+        words = (learnt.pids, learnt.after if settings.similarity == "cosine" else learnt.raw)
+    return train(_job(p, name, settings, start, words, table, manifest, folder, past))
+
+
+def _job(
+    p: Params,
+    name: str,
+    settings: Stage3b,
+    start: Path | None,
+    words: Words | None,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folder: Path,
+    past: Past | None,
+) -> Job[Training]:
+    """Stage 3b's training: the encoder with its adapter, and what makes its texts."""
+    again = partial(_job, p, name, settings, start, words, table, manifest, folder, past)
     job: Job[Training] = job_of(name, settings, p, start, table, manifest, folder, past)
     seed_step(p.seed, 0)
     view = settings.adapt.view
@@ -64,10 +88,10 @@ def stage3b(
     if mine is None or mine.told != settings.adapt:
         job = replace(job, parent=job.encoder.weights_sha256)
         adapt(job.encoder, settings.adapt, views)
-    return train(replace(job, guide=_guide(job, settings, learnt)))
+    return replace(job, guide=_guide(job, settings, words), again=again)
 
 
-def _guide(job: Job[Training], settings: Stage3b, learnt: Learnt | None) -> Guide | None:
+def _guide(job: Job[Training], settings: Stage3b, words: Words | None) -> Guide | None:
     """What makes the texts of a job; None where none are asked for."""
     scale, unit = job.encoder.logit_scale, settings.similarity == "cosine"
     if settings.text == "none":
@@ -83,16 +107,15 @@ def _guide(job: Job[Training], settings: Stage3b, learnt: Learnt | None) -> Guid
             f" {settings.text} a chain has classes: step, and no replay"
         )
     if settings.text == "prompts":
-        if learnt is None:
-            raise ParamError(f"{job.name}: text prompts needs those of stage 3a")
-        if learnt.pids != tuple(people.index):
+        assert words is not None
+        pids, bank = words
+        if pids != tuple(people.index):
             raise ValueError(f"{job.name}: these prompts are of other training persons")
-        bank = learnt.after if unit else learnt.raw
         return Guide(settings, scale, bank, torch.arange(len(bank)))
     numbers = [f"person {pid}" for pid in people.index]
-    words = attribute_words(people) if settings.text == "attributes" else numbers
+    names = attribute_words(people) if settings.text == "attributes" else numbers
     texts = [
         prompt_template(settings.template, aspect).replace("{person}", word)
-        for aspect, word in zip(people["aspect"], words, strict=True)
+        for aspect, word in zip(people["aspect"], names, strict=True)
     ]
     return Guide(settings, scale, *bank_of(job.encoder, texts, unit))

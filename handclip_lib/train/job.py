@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -91,6 +92,7 @@ class Job(Generic[Settings]):
     words: str = ""  # hash of the prompts that a stage starts to learn from
     parent: str = ""  # hash of the weights before an adapter came on them; empty: it has none new
     past: Past = Past()
+    again: "Callable[[], Job[Any]] | None" = None  # makes the same in another process
 
     @property
     def classes(self) -> Classes:
@@ -171,7 +173,10 @@ def job_of(
     """A training of the study's tower, filled from `start` where there is one."""
     encoder, fabric = encoder_from(p, start), make_fabric(p, training=True)
     told = past or Past()
-    return Job(name, settings, p, encoder, table, manifest, fabric, folder, start, past=told)
+    again = partial(job_of, name, settings, p, start, table, manifest, folder, told)
+    return Job(
+        name, settings, p, encoder, table, manifest, fabric, folder, start, past=told, again=again
+    )
 
 
 def comparator_job(
@@ -184,8 +189,9 @@ def comparator_job(
 ) -> Job[Settings]:
     """A training of MBA-Net, as `p.comparator` describes it."""
     seed_step(p.seed, 0)
-    encoder = load_comparator(p.comparator)
-    return Job(name, settings, p, encoder, table, manifest, make_fabric(p, training=True), folder)
+    encoder, fabric = load_comparator(p.comparator), make_fabric(p, training=True)
+    again = partial(comparator_job, name, settings, p, table, manifest, folder)
+    return Job(name, settings, p, encoder, table, manifest, fabric, folder, again=again)
 
 
 def check_start(job: Job[Any]) -> dict[str, list[int]]:

@@ -22,6 +22,7 @@ from handclip_lib.models.towers import Features
 from handclip_lib.schema_base import did_you_mean
 from handclip_lib.train.classes import Classes
 from handclip_lib.train.guide import Guide
+from handclip_lib.train.ranks import spread
 from handclip_lib.train.retain import Retain
 
 _NAMES = ("penult", "pool", "proj")
@@ -62,12 +63,15 @@ class Learner(nn.Module):
         soft: torch.Tensor | None = None,
         clean: int | None = None,
         codes: torch.Tensor | None = None,
+        fabric: lf.Fabric | None = None,
     ) -> dict[str, torch.Tensor]:
         """Normalised images (B, 3, H, W), labels (B,) -> {loss: unweighted scalar}.
 
-        soft, clean: as the criterion takes them; codes: (B,) what the adapter is told of them.
+        soft, clean: as the criterion takes them; codes: (B,) what the adapter is told of them;
+        fabric: of several ranks, each of which is given the whole batch, and shares the tower.
         """
-        told = self.tower(images, codes)
+        composes = self.guide is not None and self.guide.composes
+        told = spread(self.tower, images, codes, fabric, tokens=composes)
         features: dict[str, Any] = told._asdict() | dict(told.parts)
         terms: dict[str, torch.Tensor] = {}
         if self.guide is not None:
@@ -75,7 +79,7 @@ class Learner(nn.Module):
             features |= more
         if self.retain is not None:
             kept = self.retain.terms.items()
-            terms |= {name: term(self.visual, images, told) for name, term in kept}
+            terms |= {name: term(self.visual, images, told, fabric) for name, term in kept}
         by_image: dict[str, torch.Tensor] = self.criterion(features, labels, soft, clean)
         return by_image | terms
 

@@ -129,7 +129,7 @@ def _stepper(
         codes = None if data.codes is None else data.codes[at]
         clean = first if mixed else None
         with fabric.autocast():
-            terms: dict[str, torch.Tensor] = learner(images, labels, soft, clean, codes)
+            terms: dict[str, torch.Tensor] = learner(images, labels, soft, clean, codes, fabric)
         return terms
 
     return step

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,8 @@ def remedied(
         return replace(past, remedy=words), rows
     keys = [read_checkpoint(path)["key"] for _, _, path in earlier]
     words = f"{remedy} {told.model_dump_json(include={remedy})} {keys}"
-    return replace(
-        past, remedy=words, retain=lambda: _bond(p, remedy, earlier, past)
-    ), task.manifest
+    bond = partial(_bond, p, remedy, earlier, past)  # other processes take it, too
+    return replace(past, remedy=words, retain=bond), task.manifest
 
 
 def per_aspect(step: ChainStep, chain: Chain, remedy: str) -> Stage3b:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import lightning_fabric as lf
 import torch
 from torch import nn
 from torch.nn import functional
@@ -17,6 +18,7 @@ from handclip_lib.models import towers
 from handclip_lib.models.soup import check_alike
 from handclip_lib.models.towers import Features
 from handclip_lib.schema_chain import Lwf
+from handclip_lib.train.ranks import spread
 
 Named = dict[str, torch.Tensor]  # of a tower's parameters
 
@@ -32,13 +34,20 @@ class Likeness:
     settings: Lwf
     feature: tuple[str, ...]
 
-    def __call__(self, visual: nn.Module, images: torch.Tensor, told: Features) -> torch.Tensor:
+    def __call__(
+        self,
+        visual: nn.Module,
+        images: torch.Tensor,
+        told: Features,
+        fabric: lf.Fabric | None = None,
+    ) -> torch.Tensor:
         """Scalar >= 0 of normalised images (B, 3, H, W) and the `told` that `visual` gave them.
 
-        The copy's forward runs under the caller's autocast, the rest in float32.
+        The copy's forward runs under the caller's autocast, the rest in float32. fabric: of ranks
+        that share it.
         """
         with torch.no_grad():
-            then = towers.features(self.before, images)
+            then = spread(lambda x, _: towers.features(self.before, x), images, None, fabric)
         with torch.autocast(images.device.type, enabled=False):
             new = [getattr(told, name).float() for name in self.feature]
             old = [getattr(then, name).float() for name in self.feature]
@@ -61,7 +70,13 @@ class Pull:
     anchor: Named
     factor: Named | None = None
 
-    def __call__(self, visual: nn.Module, images: torch.Tensor, told: Features) -> torch.Tensor:
+    def __call__(
+        self,
+        visual: nn.Module,
+        images: torch.Tensor,
+        told: Features,
+        fabric: lf.Fabric | None = None,
+    ) -> torch.Tensor:
         """Scalar >= 0 over the parameters that ask for a gradient now: others cannot move."""
         total = torch.zeros((), device=images.device)
         with torch.autocast(images.device.type, enabled=False):

@@ -1,11 +1,15 @@
 """A job done: trained, or found where it was done before; its weights and facts kept."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import lightning_fabric as lf
 import pandas as pd
 import torch
 from filelock import FileLock
+from torch import nn
 
 from handclip_lib.models.adapters import merge_lora
 from handclip_lib.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
@@ -13,8 +17,10 @@ from handclip_lib.schema_train import Training
 from handclip_lib.train.fit import clear, fit, read_history
 from handclip_lib.train.guide import check_guide
 from handclip_lib.train.job import Job, Trained, check_start
+from handclip_lib.train.launch import in_ranks
 from handclip_lib.train.learner import Learner, check_losses, class_means, encode, pictures
 from handclip_lib.train.optim import opened
+from handclip_lib.train.ranks import sync_norms
 from handclip_lib.train.recipe import make_recipe, prepared
 from handclip_lib.train.selection import scorer
 
@@ -36,7 +42,8 @@ def train(job: Job[Training]) -> Trained:
                 job.guide.load_state_dict(held["guide"])
             history = read_history(job.folder, job.name)
             return Trained(job.encoder.eval(), history, path, held["facts"], job.guide)
-        history, facts, heads = _fitted(job, key)
+        fitted = _fitted if job.p.device.devices == 1 else _fitted_in_ranks
+        history, facts, heads = fitted(job, key)
         params = job.p.model_dump(mode="json")
         more = {"facts": facts, "taught": taught, "heads": heads}
         if job.guide is not None:
@@ -83,3 +90,28 @@ def _fitted(
         "trained_parameters": opened(job.encoder, learner.heads, settings, len(history)),
     }
     return history, facts, {n: v.cpu() for n, v in criterion.state_dict().items()}
+
+
+def _fitted_in_ranks(
+    job: Job[Training], key: str
+) -> tuple[pd.DataFrame, dict[str, Any], dict[str, torch.Tensor]]:
+    """The same by a process for each device; the job's encoder and guide take over the weights."""
+    if job.again is None:
+        raise ValueError(f"{job.name}: nothing says how another process makes this training")
+    folder = job.folder / "checkpoints" / f"{job.name}.ranks"
+    made = in_ranks(job.p, partial(_in_rank, job.again, key), folder)
+    job.encoder.load_state_dict(made["encoder"])
+    if job.guide is not None:
+        job.guide.load_state_dict(made["guide"])
+    return read_history(job.folder, job.name), made["facts"], made["heads"]
+
+
+def _in_rank(again: Callable[[], Job[Training]], key: str, fabric: lf.Fabric) -> dict[str, Any]:
+    """A rank's part of a job; what it has learnt."""
+    job = replace(again(), fabric=fabric)
+    sync_norms(job.encoder, job.settings.freeze_bn, fabric)
+    _, facts, heads = _fitted(job, key)
+    made = {"facts": facts, "heads": heads, "encoder": job.encoder, "guide": job.guide}
+    modules = {name: part for name, part in made.items() if isinstance(part, nn.Module)}
+    states = {name: part.state_dict() for name, part in modules.items()}
+    return made | {n: {k: v.cpu() for k, v in s.items()} for n, s in states.items()}
