@@ -1,6 +1,7 @@
 """What notebook 06 asks: pairs, evidence or why not, plain values kept."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from toy_persons import drawn, people
 
 from handclip_lib.data import splits, tables
 from handclip_lib.device import make_fabric
+from handclip_lib.evaluate.calibration import fit_logistic
 from handclip_lib.evaluate.expansion import fit_whitening, whiten
 from handclip_lib.evaluate.explanation import CAM, ROLLOUT, Look, look
 from handclip_lib.evaluate.pairs import distinct, pairs_of
@@ -94,6 +96,18 @@ def test_evidence_needs_persons(p):
     assert not worth["m"]["withheld"] and 0 < worth["m"]["cllr"] < 1
     assert (len(genuine), len(impostor)) == (pairs["genuine"].sum(), (~pairs["genuine"]).sum())
     assert np.median(genuine) > 0 > np.median(impostor)
+
+
+def test_a_calibration_for_others_is_kept_with_what_made_the_features(p):
+    manifest = people(24)
+    space = replace(drawn(manifest), made_by={"weights_sha256": "ab", "feature": ["pool"]})
+    found = answers.verified([MODEL], {"m": space}, manifest, p)
+    worth, _ = answers.evidence(found, "toys", folds=3)
+    kept, pairs = json.loads(json.dumps(worth["m"]["calibration"])), found.pairs["m"]
+    whole = fit_logistic(pairs["similarity"], pairs["genuine"], pairs["query_person"], "toys")
+    assert {key: kept[key] for key in asdict(whole)} == asdict(whole)
+    assert kept["scores"] == [pairs["similarity"].min(), pairs["similarity"].max()]
+    assert kept["weights_sha256"] == "ab" and kept["feature"] == ["pool"]
 
 
 # --- rankings -----------------------------------------------------------------------------------

@@ -164,11 +164,13 @@ def verbal(llr: float) -> str:
 
 
 def factor(llr: float) -> str:
-    """How many times, of a log10 ratio or its inverse: `about 200` of 2.31, and of −2.31.
+    """How many times, of a log10 ratio or its inverse: `about 200` of 2.31, and of −2.31."""
+    return f"about {two_digits(10 ** abs(llr))}"
 
-    Two digits: more would promise what no population gives.
-    """
-    return f"about {float(f'{10 ** abs(llr):.2g}'):,.10g}"
+
+def two_digits(value: float) -> str:
+    """`230` of 234.5: more digits would promise what no population gives."""
+    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -54,7 +54,7 @@ def search_page(found: Search, instrument: Instrument, file: Path) -> Path:
     first = found.ranking.iloc[0]
     sentences = list(of_search(found, instrument))
     colours = _colours(found.ranking["person"])
-    cards = [_card(row, colours[row["person"]]) for row in found.ranking.to_dict("records")]
+    cards = [_card(dict(row), colours[row["person"]]) for _, row in found.ranking.iterrows()]
     same = "Frames of one colour: photographs of one person. " if any(colours) else ""
     body = (
         f'<h2>Query</h2><div class="cards two">{_card(query, INK)}</div>'
@@ -76,7 +76,7 @@ def comparison_page(found: Comparison, instrument: Instrument, file: Path) -> Pa
     cards = "".join(_card(side, INK) for side in sides)
     body = (
         f'<h2>Photographs</h2><div class="cards two">{cards}</div>'
-        f"{_beside(*sides, instrument)}"
+        f"{_beside(sides[0], sides[1], instrument)}"
         f"{_calibration(instrument, [found.similarity], found.withheld)}"
     )
     title = f"{Path(sides[0]['image']).name} against {Path(sides[1]['image']).name}"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from handclip_lib.data.check import listed, quantity
-from handclip_lib.report.calibrated import Population, factor, signed, verbal
+from handclip_lib.report.calibrated import Population, factor, signed, two_digits, verbal
 from handclip_lib.report.search import Comparison, Instrument, Search
 
 _SHOWN = 5  # names in a sentence
@@ -27,11 +27,10 @@ def of_search(found: Search, instrument: Instrument) -> Iterator[str]:
     yield from _worth(found.withheld, _plain(first["llr"]), instrument)
     if first["llr"] > 0:
         chance = found.entries / 10 ** first["llr"]
+        many = "less than one" if chance < 1 else f"up to {two_digits(chance)}"
         yield (
             f"Looking through {quantity(found.entries, 'photograph')} and taking the first weakens"
-            " that: of so many hands of other persons"
-            f" {'less than one' if chance < 1 else f'up to {chance:,.2g}'} would reach such a ratio"
-            " by chance."
+            f" that: of so many hands of other persons {many} would reach such a ratio by chance."
         )
     without = found.ranking[found.ranking["llr"].isna()]
     if len(without) and not found.withheld:

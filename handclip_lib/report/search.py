@@ -176,7 +176,7 @@ def compare(
         need_hands(paths)
     z = [instrument.features(photograph) for photograph in both]
     similarity = float(cosine(*z)[0, 0])
-    withheld, remarks = instrument.why, []
+    withheld, remarks = instrument.why, list[str]()
     if instrument.population is not None:
         reasons, remarks = outside(instrument.population, both)
         withheld = "; ".join(reasons)
@@ -191,7 +191,7 @@ def compare(
     llr = None
     if instrument.population is not None and not withheld:
         llr = float(apply(instrument.population.calibration, similarity))
-    return Comparison(*both, similarity, llr, withheld, tuple(remarks))
+    return Comparison(both[0], both[1], similarity, llr, withheld, tuple(remarks))
 
 
 def _tower(p: Params, model: str, pretrained: str, variant: str) -> tuple[Path | None, Encoder]:
