@@ -10,6 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from lab import NO_CHROMIUM, chromium
 
 from handclip_lib import params
 
@@ -28,10 +29,13 @@ def _test_data() -> Path | None:
     return folder.resolve() if told and (folder / "HandInfo_full.csv").is_file() else None
 
 
-def pytest_report_header() -> str:
-    """Say at the top whether the tests on real metadata run; a silent skip looks like a pass."""
-    found = _test_data()
-    return f"real 11k metadata: {found or 'NOT THERE, its tests are skipped: ' + NO_TEST_DATA}"
+def pytest_report_header() -> list[str]:
+    """Say at the top what is not there, and so not tested; a silent skip looks like a pass."""
+    lost = "NOT THERE, its tests are skipped: "
+    return [
+        f"real 11k metadata: {_test_data() or lost + NO_TEST_DATA}",
+        f"Chromium: {chromium() or lost + NO_CHROMIUM}",
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)
