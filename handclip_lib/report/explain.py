@@ -39,16 +39,17 @@ def map_grid(
     names: Sequence[str] = (),
     below: Sequence[str] = (),
     frames: Sequence[tuple[str, float] | None] = (),
+    width: float = 9.0,
 ) -> Figure:
     """Photographs in the first row, below them a row a kind of map, laid over them in grey.
 
     pixels: (N, H, W, 3) uint8; maps: {kind: (N, h, w)} >= 0, each map coloured from 0 to its own
     largest value: colours of two photographs are not on one scale. names, below: above and below
-    each photograph; frames: around it, colour and width in points.
+    each photograph; frames: around it, colour and width in points; width: of all, in inches.
     """
     pictures = np.asarray(pixels)
     count = len(pictures)
-    cell = min(1.7, 9.0 / count)
+    cell = min(1.7, width / count)
     tall = cell * pictures.shape[1] / pictures.shape[2]
     height = 0.6 + (tall + 0.02) * (len(maps) + 1) + (0.2 if below else 0)
     size = (max(5.0, cell * count + 0.5), height)

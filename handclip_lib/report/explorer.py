@@ -151,7 +151,7 @@ def inside(points: np.ndarray, outline: Sequence[tuple[float, float]]) -> np.nda
     return np.flatnonzero(Outline(line).contains_points(points))
 
 
-def answer(known: Explored, scene: Scene, image: str, top: int = 6, maps: bool = True) -> Answer:
+def answer(known: Explored, scene: Scene, image: str, top: int = 5, maps: bool = True) -> Answer:
     """The `top` most alike photographs of a scene's gallery, as the evaluator ranks them.
 
     In the first draw in which the photograph is a query. One that never is (another aspect's hand,
@@ -176,7 +176,7 @@ def answer(known: Explored, scene: Scene, image: str, top: int = 6, maps: bool =
 
 
 def answer_own(
-    known: Explored, scene: Scene, content: bytes, top: int = 6, maps: bool = True
+    known: Explored, scene: Scene, content: bytes, top: int = 5, maps: bool = True
 ) -> Answer:
     """The same for a photograph that the study does not know, given as the bytes of its file.
 
@@ -211,7 +211,7 @@ def ranked(
     images: Sequence[str],
     query: pd.DataFrame,
     entries: pd.DataFrame,
-    top: int = 6,
+    top: int = 5,
 ) -> pd.DataFrame:
     """One photograph's first answers, with the columns of `protocol.ranking`.
 

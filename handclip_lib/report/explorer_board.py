@@ -27,16 +27,17 @@ _CSS = f"""
 .handclip-explorer {{ max-width: 1180px; }}
 .handclip-explorer .handclip-menus {{ display: flex; flex-flow: row wrap; gap: 4px 14px; }}
 .handclip-explorer .handclip-thumbs {{ display: flex; flex-flow: row wrap; gap: 6px;
- align-content: flex-start; overflow-y: auto; max-height: 500px; flex: 1 1 300px; padding: 4px; }}
+ align-content: flex-start; overflow-y: auto; max-height: 500px; flex: 1 1 200px; padding: 4px; }}
 .handclip-explorer .handclip-thumb {{ width: {SIDE + 8}px; height: {SIDE + 26}px; margin: 0;
- padding: {SIDE + 2}px 0 0; background: #fff center 4px no-repeat; border: 1px solid #c9ced6;
- border-radius: 4px; line-height: 20px; font-size: 12px; color: #1f2933; }}
+ padding: {SIDE + 2}px 0 0; border: 1px solid #c9ced6; border-radius: 4px;
+ background-color: #fff; background-position: center 4px; background-repeat: no-repeat;
+ line-height: 20px; font-size: 12px; color: #1f2933; }}
 .handclip-explorer .handclip-thumb.handclip-asked {{ border: 3px solid #0072b2; }}
 .handclip-explorer .handclip-message {{ min-height: 24px; }}
 .handclip-explorer .handclip-error {{ color: #c62828; font-weight: bold; }}
 .handclip-explorer .handclip-answers {{ display: flex; flex-flow: row wrap; gap: 10px; }}
-.handclip-explorer .handclip-answers img {{ height: auto; min-width: 0; flex: 1 1 540px;
- max-width: min(100%, 900px); }}
+.handclip-explorer .handclip-answers img {{ height: auto; min-width: 0; flex: 1 1 400px;
+ max-width: min(100%, 860px); }}
 """
 
 
@@ -65,13 +66,13 @@ def _menus(
     known: Explored, start: Scene, beside: str, projection: str
 ) -> dict[str, widgets.Dropdown]:
     aspects = [(ASPECTS[name].title, name) for name in known.models]
-    models = list(known.models[start.aspect])
+    offered = offers(known, start.aspect)
     columns = coloured_by(known.facts(known.space(start).images))
     told: dict[str, tuple[Any, Any]] = {
         "aspect": (aspects, start.aspect),
-        "gallery": (galleries(known, start.aspect), start.gallery),
-        "model": (models, start.model),
-        "beside": ([("–", ""), *models], beside),
+        "gallery": (offered["gallery"], start.gallery),
+        "model": (offered["model"], start.model),
+        "beside": (offered["beside"], beside),
         "projection": ([(title, name) for name, title in TITLES.items()], projection),
         "colour": ([(column_title(c), c) for c in columns], "pid"),
     }
@@ -82,10 +83,15 @@ def _menus(
     return menus
 
 
-def galleries(known: Explored, aspect: str) -> list[tuple[str, str]]:
-    """(title, name) of the galleries that an aspect's manifest has."""
+def offers(known: Explored, aspect: str) -> dict[str, list[tuple[str, str]]]:
+    """The (title, value) pairs of the menus that depend on the aspect."""
     there = set(known.manifests[aspect]["split"])
-    return [(GALLERY_TITLES[name], name) for name, split in GALLERIES.items() if split in there]
+    models = [(name, name) for name in known.models[aspect]]
+    return {
+        "gallery": [(GALLERY_TITLES[n], n) for n, split in GALLERIES.items() if split in there],
+        "model": models,
+        "beside": [("–", ""), *models],
+    }
 
 
 def make_board(known: Explored, start: Scene, beside: str, projection: str) -> Board:
@@ -127,7 +133,8 @@ def _canvas() -> Any:
     from ipympl.backend_nbagg import Canvas, FigureManager
 
     matplotlib.use(backend)
-    canvas = Canvas(Figure((6.4, 5.0), dpi=100, layout="constrained"))
+    canvas = Canvas(Figure((5.9, 4.9), dpi=100))
     FigureManager(canvas, 0)
+    canvas.toolbar_visible = "visible"
     canvas.header_visible = canvas.footer_visible = canvas.resizable = False
     return canvas.add_class("handclip-plane")

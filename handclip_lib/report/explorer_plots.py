@@ -18,6 +18,8 @@ from handclip_lib.report.explain import map_grid
 from handclip_lib.report.explorer import Answer
 from handclip_lib.report.galleries import person_name
 
+_TOOLBAR = 0.08  # of a live figure's width: ipympl's buttons lie on its left
+_WIDTH = 6.0  # inches of the photographs of a sheet: two of them fit side by side
 _NAMED = 14  # categories that a legend lists
 _FAINT = 0.18  # of points outside a selection
 
@@ -26,16 +28,11 @@ _FAINT = 0.18  # of points outside a selection
 def plane(points: np.ndarray, values: pd.Series, title: str, onto: Figure | None = None) -> Figure:
     """Photographs as points, coloured by a column; distances of t-SNE and UMAP are not to scale.
 
-    points: (N, 2); values: (N,) of one column, whose name says what it is; onto: a figure that is
-    cleared and drawn on anew.
+    points: (N, 2); values: (N,) of one column, whose name says what it is; onto: a live figure that
+    is cleared and drawn on anew.
     """
-    if onto is None:
-        fig, _ = canvas(title, size=(7.6, 5.2))
-    else:
-        fig = onto
-        fig.clear()
-        fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    ax = fig.axes[0] if fig.axes else fig.add_subplot()
+    fig = canvas(title, size=(7.6, 5.2))[0] if onto is None else _cleared(onto, title)
+    ax = fig.axes[0]
     rgba, named = colours(values)
     size = float(np.clip(6000 / len(points), 14, 46))
     ax.scatter(points[:, 0], points[:, 1], s=size, c=rgba, edgecolors="w", linewidths=0.4)
@@ -51,6 +48,18 @@ def plane(points: np.ndarray, values: pd.Series, title: str, onto: Figure | None
     if not handles:
         count += f", {values.nunique()} colours, one for each {column_title(values.name)}"
     ax.set_xlabel(count, loc="left", fontsize=9)
+    if onto is not None:  # once, since it takes longer than all drawing while a line is drawn
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")
+    return fig
+
+
+def _cleared(fig: Figure, title: str) -> Figure:
+    """A live figure with new axes, room for its buttons and a title."""
+    fig.clear()
+    fig.set_layout_engine("constrained", rect=(_TOOLBAR, 0, 1 - _TOOLBAR, 1))  # type: ignore[arg-type]
+    fig.suptitle(title, x=_TOOLBAR, ha="left", fontsize=10, fontweight="bold")
+    fig.add_subplot()
     return fig
 
 
@@ -125,7 +134,7 @@ def answer_sheet(found: Answer, title: str) -> Figure:
     below += [f"{row['similarity']:.3f}".replace("-", "−") for row in rows]
     starred = any(row["gallery_pid"] >= min(OFFSETS) for row in rows)
     title += " (* hand of another aspect)" if starred else ""
-    fig = map_grid(found.pixels, found.maps, title, names, below, frames)
+    fig = map_grid(found.pixels, found.maps, title, names, below, frames, _WIDTH)
     note = "; ".join([found.note, *found.left_out.values()])
     fig.supxlabel(note, fontsize=8, x=0.01, ha="left", color=INK)
     return fig

@@ -3,12 +3,12 @@
 Thin: what is shown is made by `report.explorer` and `report.explorer_plots`, and laid out in
 `report.explorer_board`. CSS classes by which a page (or a test that drives one) finds the parts:
 `handclip-explorer` the whole; `handclip-<menu>` each menu (`aspect`, `gallery`, `model`, `beside`,
-`projection`, `colour`); `handclip-plane` the canvas that a line is drawn on; `handclip-thumbs` the
-box of thumbnails and `handclip-thumb` each of them, a button (`handclip-asked` too, once clicked);
-`handclip-answer` and `handclip-beside-answer` the ranked lists, pictures that are hidden until
-there is something to show; `handclip-upload` the button for a photograph of one's own,
-`handclip-maps` the box that switches maps off; `handclip-message` the line that says what happened,
-`handclip-error` in it where it went wrong.
+`projection`, `colour`); `handclip-plane` the canvas that a line is drawn on, the leftmost tenth of
+which is a toolbar's; `handclip-thumbs` the box of thumbnails and `handclip-thumb` each of them, a
+button (`handclip-asked` too, once clicked); `handclip-answer` and `handclip-beside-answer` the
+ranked lists, pictures that are hidden until there is something to show; `handclip-upload` the
+button for a photograph of one's own, `handclip-maps` the box that switches maps off;
+`handclip-message` the line that says what happened, `handclip-error` in it where it went wrong.
 """
 
 import base64
@@ -26,11 +26,11 @@ from matplotlib.widgets import LassoSelector
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.report import explorer_plots
 from handclip_lib.report.explorer import Answer, Explored, Scene, answer, answer_own, inside
-from handclip_lib.report.explorer_board import SIDE, Board, galleries, make_board
+from handclip_lib.report.explorer_board import SIDE, Board, make_board, offers
 from handclip_lib.report.projections import TITLES
 
 _HINT = "Draw a line around points to see their photographs; click one to search for its person."
-_TOP = 6  # answers a list
+_TOP = 5  # answers a list
 _ERRORS = (ValueError, TypeError, OSError, RuntimeError)  # of files, parameters, towers, memory
 
 
@@ -89,17 +89,10 @@ def _changed(board: Board, name: str) -> Callable[[Any], None]:
 
 def _offer(board: Board) -> None:
     """The galleries and models of another aspect; what was chosen stays where there is such."""
-    aspect = board.menus["aspect"].value
-    models = list(board.known.models[aspect])
-    offered: dict[str, list[Any]] = {
-        "gallery": galleries(board.known, aspect),
-        "model": models,
-        "beside": [("–", ""), *models],
-    }
     board.now["quiet"] = True
-    for name, options in offered.items():
-        menu = board.menus[name]
-        was, values = menu.value, [o[1] if isinstance(o, tuple) else o for o in options]
+    for name, options in offers(board.known, board.menus["aspect"].value).items():
+        menu, values = board.menus[name], [value for _, value in options]
+        was = menu.value
         menu.options = options
         menu.value = was if was in values else values[0]
     board.now["quiet"] = False
@@ -138,10 +131,8 @@ def _show_thumbnails(board: Board) -> None:
     mark = board.whole.model_id[:8]
     rules = []
     for k, file in enumerate(explorer_plots.thumbnails(pixels, SIDE)):
-        data = base64.b64encode(file).decode()
-        rules.append(
-            f".handclip-{mark}-{k} {{ background-image: url(data:image/jpeg;base64,{data}) }}"
-        )
+        data = f"url(data:image/jpeg;base64,{base64.b64encode(file).decode()})"
+        rules.append(f".handclip-explorer .handclip-{mark}-{k} {{ background-image: {data} }}")
     board.pictures.value = f"<style>{' '.join(rules)}</style>"
     for button, row in zip(board.buttons, facts.to_dict("records"), strict=False):
         button.description, button.tooltip = f"person {row['pid']}", row["image"]

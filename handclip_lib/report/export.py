@@ -84,8 +84,10 @@ def _tidy(cell: NotebookNode) -> NotebookNode:
             output.text = _BAR.sub("", _REWRITTEN.sub("", output.text))
             if not output.text.strip():
                 continue
-        if output.get("data", {}).pop(_WIDGET, None) and "image/png" not in output.data:
-            continue
+        if _WIDGET in output.get("data", {}):
+            del output.data[_WIDGET]
+            if "image/png" not in output.data:
+                continue
         if "image/png" in output.get("data", {}):
             output.metadata["image/png"] = {"width": _width(output.data["image/png"])}
         kept.append(output)
