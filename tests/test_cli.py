@@ -36,10 +36,10 @@ def test_run_without_options_leaves_all_to_the_notebook(asked):
 
 def test_study_and_demo_pass_everything_on(asked, capsys):
     line = "study smoke --aspects dorsal_r palmar_l --seeds 0 1 --notebooks 00 --cores 2 --dry-run"
-    assert cli.main(line.split()) == 0
+    assert cli.main([*line.split(), "--gpus", "0,1"]) == 0
     assert asked[0] == (
         ("smoke", ["00"], ["dorsal_r", "palmar_l"], [0, 1]),
-        {"jobs": 2, "force": False, "dry_run": True},
+        {"jobs": 2, "force": False, "dry_run": True, "executor": "local", "gpus": "0,1"},
     )
     assert cli.main(["demo", "--cores", "1", "--force"]) == 0
     assert asked[1] == (

@@ -7,6 +7,7 @@ from statistics import median
 from handclip_lib.report.plan import Task
 from handclip_lib.report.runs import read_json, reports_root
 
+_START_S = 4.0  # of the command and of Snakemake
 _AROUND_S = 12.0  # imports, the runner and the report, beside what a notebook's stamp counts
 
 
@@ -70,7 +71,7 @@ def told(
     line = f"{len(tasks)} run{'s' if len(tasks) != 1 else ''}, {jobs} at a time: "
     if not seconds:
         return words, f"{line}unknown, {unknown} not timed before" if tasks else "nothing to do"
-    line += f"about {in_words(simulated(before, seconds, jobs))}"
+    line += f"about {in_words(_START_S + simulated(before, seconds, jobs))}"
     return words, line + (f", and unknown, {unknown} not timed before" if unknown else "")
 
 

@@ -21,7 +21,7 @@ from handclip_lib.report.runs import read_json, replace_text
 
 _HERE = Path(__file__).parent
 _ENDING_S = 40  # for jobs to end their runs before all are killed
-_SHOWN = 12  # lines of a failed run
+_SHOWN = 12  # lines of a failed run; of Snakemake, which says more around them, thrice as many
 _FLAGS = ("--keep-going", "--nolock", "--nocolor", "--scheduler", "greedy", "--rerun-triggers")
 LOCAL = ("local", "gpus")  # profiles whose jobs run on this machine
 
@@ -224,14 +224,14 @@ def _tell_lost(folder: Path, tasks: Sequence[Task], done: Done, say: Callable[[s
         _tell_end(folder, task, True, "killed (memory or time of its job?)", done, say)
 
 
-def _tail(path: Path) -> str:
+def _tail(path: Path, shown: int = _SHOWN) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(f"    {line}" for line in [x for x in lines if x.strip()][-_SHOWN:])
+    return "\n".join(f"    {line}" for line in [x for x in lines if x.strip()][-shown:])
 
 
 def _last_words(folder: Path, waiting: Sequence[Task]) -> str:
     log = folder / "snakemake.log"
-    return f"Snakemake left out {waiting[0].name} and ended ({log}):\n{_tail(log)}"
+    return f"Snakemake left out {waiting[0].name} and ended ({log}):\n{_tail(log, 3 * _SHOWN)}"
 
 
 def gpus_here(asked: str | None, count: int) -> tuple[str, ...]:
