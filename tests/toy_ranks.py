@@ -101,7 +101,9 @@ class Made:
         torch.manual_seed(1)
         if settings.text == "pseudo":
             words = "a photo of a {person} hand."
-            return Guide(settings, 20.0, composer=Composer(encoder, words, "promptsg", True, True))
+            return Guide(
+                settings, 20.0, composer=Composer(encoder, words, "clip_handid", True, True)
+            )
         bank = torch.nn.functional.normalize(torch.randn(len(self.job.classes), 16), dim=1)
         return Guide(settings, 20.0, bank, torch.arange(len(bank)))
 
