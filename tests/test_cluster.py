@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,9 @@ from toy_study import notebook
 
 from handclip_lib.params import ROOT, ParamError, load
 from handclip_lib.report import estimate, plan, study, workflow
+from handclip_lib.report.node import gpus
 from handclip_lib.report.runs import open_run
+from handclip_lib.train.history import read_history, write_history
 
 SLEEPS = {"00_splits": 1.5, "02_stage1": 3, "03_stage2_losses": 4, "05_sequential_chain": 6}
 SCORES = """value = {"mean": 0.1 * seed + 0.2 * len(tag), "ci95": [0, 1], "per_draw": [0.5]}
@@ -108,6 +111,7 @@ def test_the_simulation():
     assert estimate.simulated(before, seconds, 2) == 10, "c waits for e"
     assert estimate.simulated(before, seconds, 9) == 2 + 5 + 1
     assert estimate.simulated(before, {}, 1) == estimate.simulated({}, {}, 1) == 0
+    assert estimate.levels(before) == {"a": 1, "b": 2, "c": 2, "d": 3, "e": 1}
     assert (estimate.widest(before), estimate.widest({}), estimate.widest({"a": []})) == (2, 1, 1)
     words = [estimate.in_words(s) for s in (3.4, 600, 5400, 12000)]
     assert words == ["3 s", "10 min", "1 h 30 min", "3 h 20 min"]
@@ -171,6 +175,32 @@ def test_gpus_and_profiles_that_are_not_there(tmp_path, monkeypatch):
     assert workflow.gpus_here("2, 0,2", 1) == ("2", "0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     assert workflow.gpus_here(None, 2) == ("6", "7")
+
+
+def test_a_run_of_several_gpus_has_them_all(tmp_path, monkeypatch):
+    study_file = tmp_path / "mine.yaml"
+    study_file.write_text("extends: smoke\ndevice: {devices: 2}")
+    asked = ([notebook(tmp_path, "11_a", "1")], None, [0])
+    tasks = plan.plan(str(study_file), *asked)
+    p = tasks[0].params
+    assert study._how("local", "0,1,2,3,4", None, p, 4).jobs == 2
+    assert workflow.gpus_of(p) == 2
+    with pytest.raises(ParamError, match="a run takes 2 GPUs, and there are 1"):
+        study._how("local", "0", None, p, 4)
+    with gpus(["0", "1", "2"], 2, tmp_path) as mine:
+        assert mine == ["0", "1"]
+
+
+def test_two_runs_may_write_into_one_history(tmp_path):
+    def write(variant):
+        for epoch in range(1, 13):
+            rows = [{"epoch": k, "step": k, "total": 1.0} for k in range(epoch)]
+            write_history(tmp_path, variant, rows)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, ("ce", "ce_triplet", "ce_center")))
+    for variant in ("ce", "ce_triplet", "ce_center"):
+        assert len(read_history(tmp_path, variant)) == 12
 
 
 FRONT = """import sys; sys.path.insert(0, {tests!r})

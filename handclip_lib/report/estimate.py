@@ -43,14 +43,19 @@ def simulated(
     return now
 
 
+def levels(before: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """{run: how many stand in the longest line up to it, itself among them}."""
+    found: dict[str, int] = {}
+    while len(found) < len(before):
+        for key in (k for k in before if k not in found and all(b in found for b in before[k])):
+            found[key] = 1 + max((found[b] for b in before[key]), default=0)
+    return found
+
+
 def widest(before: Mapping[str, Iterable[str]]) -> int:
-    """The most runs that can be under way at a time, by how many others each has to wait for."""
-    depth: dict[str, int] = {}
-    while len(depth) < len(before):
-        for key in (k for k in before if k not in depth and all(b in depth for b in before[k])):
-            depth[key] = 1 + max((depth[b] for b in before[key]), default=0)
-    levels = list(depth.values())
-    return max((levels.count(level) for level in set(levels)), default=1)
+    """About the most runs that can be under way at a time: those of one level."""
+    found = list(levels(before).values())
+    return max((found.count(level) for level in set(found)), default=1)
 
 
 def in_words(seconds: float) -> str:

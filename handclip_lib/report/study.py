@@ -47,11 +47,7 @@ def run_study(
     first = tasks[0].params
     how = _how(executor, gpus, jobs, first, estimate.widest(before))
     if dry_run:
-        words, whole = estimate.told(todo, before, how.jobs or max(1, len(todo)))
-        for task in todo:
-            say(f"would run    {task.name}  {words[task.key]}")
-        say(whole)
-        return 0
+        return _tell(todo, before, how.jobs or max(1, len(todo)), say)
     failed = _run(todo, before, how, _portable(study), say) if todo else []
     if any((task.folder / "metrics.json").is_file() for task in tasks):
         say(f"index: {write_index(first)}")
@@ -60,6 +56,16 @@ def run_study(
         for task in failed:
             say(f"  {task.name}: {task.folder}")
     return 1 if failed else 0
+
+
+def _tell(
+    todo: Sequence[Task], before: dict[str, list[str]], jobs: int, say: Callable[[str], None]
+) -> int:
+    words, whole = estimate.told(todo, before, jobs)
+    for task in todo:
+        say(f"would run    {task.name}  {words[task.key]}")
+    say(whole)
+    return 0
 
 
 def _run(
@@ -93,7 +99,11 @@ def _how(executor: str, gpus: str | None, jobs: int | None, p: Params, widest: i
     if profile.name not in workflow.LOCAL:
         return workflow.How(profile, jobs or 0)
     ids = workflow.gpus_here(gpus, torch.cuda.device_count()) if profile.name == "gpus" else ()
-    most = max(1, min(jobs or len(ids) or _default_jobs(p), widest, len(ids) or widest))
+    each = max(1, workflow.gpus_of(p))
+    if ids and len(ids) < each:
+        raise ParamError(f"device.devices: a run takes {each} GPUs, and there are {len(ids)}")
+    places = len(ids) // each or _default_jobs(p)
+    most = max(1, min(jobs or places, widest, places if ids else widest))
     return workflow.How(profile, most, max(1, _cores() // most), ids)
 
 

@@ -16,8 +16,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from handclip_lib.params import ROOT, ParamError, cache_dir
+from handclip_lib.report.estimate import levels
 from handclip_lib.report.plan import Task
 from handclip_lib.report.runs import read_json, replace_text
+from handclip_lib.schema import Params
 
 _HERE = Path(__file__).parent
 _ENDING_S = 40  # for jobs to end their runs before all are killed
@@ -116,7 +118,9 @@ def carry_out(
         keys = {task.key for task in left}
         order = {t.key: [b for b in before[t.key] if b in keys] for t in left}
         _write_plan(folder, left, order, commands, how)
-        _call(folder, left, how, done, say)
+        depth = levels(order)
+        ends = [key for key in depth if depth[key] == max(depth.values()) > 1]
+        _call(folder, _words(folder, ends, how), left, done, say)
         gone = {*done.finished, *done.failed}
         waiting = [task for task in left if task.key not in gone]
         if any(not set(order[task.key]) & (keys - set(done.finished)) for task in waiting):
@@ -139,7 +143,7 @@ def _write_plan(
             "folder": str(task.folder.absolute()),
             "command": list(commands[task.key]),
             "before": list(order[task.key]),
-            "gpu": int(task.params.device.accelerator != "cpu"),
+            "gpu": gpus_of(task.params),
         }
         for task in tasks
     }
@@ -147,10 +151,8 @@ def _write_plan(
     replace_text(folder / "plan.json", json.dumps(plan | {"runs": runs}, indent=1))
 
 
-def _call(
-    folder: Path, tasks: Sequence[Task], how: How, done: Done, say: Callable[[str], None]
-) -> None:
-    """One Snakemake over the plan; whatever interrupts this ends the runs under way, in order."""
+def _words(folder: Path, first: Sequence[str], how: How) -> list[str]:
+    """Snakemake's command; first: runs to come before others, with all that they wait for."""
     words = [
         sys.executable,
         "-P",
@@ -163,7 +165,20 @@ def _call(
         words += ["--cores", str(how.jobs * how.threads)]
     elif how.jobs:
         words += ["--jobs", str(how.jobs)]
+    if first:
+        words += ["--prioritize", *(f"runs/{key}.json" for key in first)]
     words += ["--config", f"plan={folder / 'plan.json'}"]
+    return words
+
+
+def _call(
+    folder: Path,
+    words: Sequence[str],
+    tasks: Sequence[Task],
+    done: Done,
+    say: Callable[[str], None],
+) -> None:
+    """One Snakemake over the plan; whatever interrupts this ends the runs under way, in order."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (folder / "snakemake.log").open("ab") as log:
         child = subprocess.Popen(
@@ -232,6 +247,11 @@ def _tail(path: Path, shown: int = _SHOWN) -> str:
 def _last_words(folder: Path, waiting: Sequence[Task]) -> str:
     log = folder / "snakemake.log"
     return f"Snakemake left out {waiting[0].name} and ended ({log}):\n{_tail(log, 3 * _SHOWN)}"
+
+
+def gpus_of(p: Params) -> int:
+    """How many GPUs a run takes, where there are any."""
+    return 0 if p.device.accelerator == "cpu" else p.device.devices
 
 
 def gpus_here(asked: str | None, count: int) -> tuple[str, ...]:
