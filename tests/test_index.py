@@ -1,6 +1,8 @@
 """A study's page and tables: what they show is what the files hold, and nothing is lost."""
 
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,8 +10,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.params import load
-from handclip_lib.report.charts import interval_chart
+from handclip_lib.report import index_runs
+from handclip_lib.report.charts import Curve, interval_bar, panel
 from handclip_lib.report.index import write_index
 from handclip_lib.report.page import banner
 from handclip_lib.report.runs import open_run, run_folder
@@ -34,11 +38,11 @@ def sweep(tmp_path):
 
 
 class _Tables(HTMLParser):
-    """Rows of cells' texts of every table by its id."""
+    """Rows of cells' texts of every table by its id; what the page asks for, and its anchors."""
 
     def __init__(self):
         super().__init__()
-        self.tables, self.rows, self.asks = {}, [], []
+        self.tables, self.rows, self.asks, self.ids, self.drawn = {}, [], [], set(), False
 
     def handle_starttag(self, tag, attrs):
         told = dict(attrs)
@@ -50,14 +54,18 @@ class _Tables(HTMLParser):
             self.rows[-1].append("")
         if tag == "small" and self.rows and self.rows[-1]:
             self.rows[-1][-1] += "|"
+        self.drawn = tag == "svg" or (self.drawn and tag != "td")
+        self.ids |= {told["id"]} if "id" in told else set()
         self.asks += [told[k] for k in ("src", "href") if k in told]
 
     def handle_endtag(self, tag):
         if tag == "table":
             self.rows = []
+        if tag == "svg":
+            self.drawn = False
 
     def handle_data(self, data):
-        if self.rows and self.rows[-1]:
+        if self.rows and self.rows[-1] and not self.drawn:
             self.rows[-1][-1] += data.strip()
 
 
@@ -80,40 +88,69 @@ def _scored(aspect, rng, title=TITLE):
     return variants
 
 
+def _parsed(page):
+    parser = _Tables()
+    parser.feed(page)
+    return parser
+
+
+def _models(page):
+    """{(aspect in words, variant, notebook and tag): cells} of the headline."""
+    found, aspect = {}, ""
+    for row in _parsed(page).tables.get("headline", [])[2:]:
+        if len(row) == 2:
+            aspect = row[0]
+        else:
+            found[aspect, *row[0].split("|")] = row[1:]
+    return found
+
+
+def _percent(mean, low, high):
+    return f"{100 * mean:.1f}|{100 * low:.1f}–{100 * high:.1f}"
+
+
 def test_index_shows_the_numbers_of_the_files(reports):
     rng = np.random.default_rng(0)
-    saved = {aspect: _scored(aspect, rng) for aspect in ("palmar_r", "dorsal_l")}
+    for aspect in ("palmar_r", "dorsal_l"):
+        _scored(aspect, rng)
     text = write_index(load(study="smoke")).read_text()
-    parser = _Tables()
-    parser.feed(text)
-    rows = {row[0].split("|")[0]: row for row in parser.tables["headline"][2:]}
-    assert list(rows)[0] == "dorsal left · tiny", "aspects in their own order"
-    for aspect, words in (("palmar_r", "palmar right"), ("dorsal_l", "dorsal left")):
-        for tower, galleries in saved[aspect].items():
-            expected = [
-                f"{100 * s['mean']:.1f}|{100 * s['ci95'][0]:.1f}–{100 * s['ci95'][1]:.1f}"
-                for g in ("own", "all")
-                for s in (galleries[g]["rank1"], galleries[g]["map"])
-            ]
-            assert rows[f"{words} · {tower}"][1:] == [*expected, "4"]
+    models = _models(text)
+    assert [key[0] for key in models] == ["dorsal left"] * 2 + ["palmar right"] * 2
+    table = pd.read_csv(reports / "smoke" / "results.csv", keep_default_na=False)
+    assert len(table) == len(models) == 4
+    names = {"dorsal_l": "dorsal left", "palmar_r": "palmar right"}
+    for _, row in table.iterrows():
+        expected = [
+            _percent(*(row[f"{g}{m}{end}"] for end in ("", "_low", "_high")))
+            for g in ("", "all_")
+            for m in ("rank1", "map")
+        ]
+        shown = models[names[row["aspect"]], row["variant"], "01_baseline"]
+        assert shown == [*expected, "", "4", "0"]
+    parser = _parsed(text)
     assert parser.tables["zero-shot"][1][1:] == ["25.0|10.0–40.0", "25.0", "7"]
-    _check_page(text, parser.asks, reports / "smoke")
+    _check_page(text, parser, reports / "smoke")
 
 
-def _check_page(text, asks, root):
+def _check_page(text, parser, root):
     assert f"<h1>{TITLE}</h1>" in text and "say nothing about real ones" in text
-    assert "seed0/dorsal_l/01_baseline/report.html" in asks
-    for ask in asks:
-        inside = ask.startswith(("data:image/jpeg;base64,", "#"))
-        assert inside or (root / ask).is_file(), f"a dead or outside link: {ask[:80]}"
-    assert "cmc curve" in text and "<script" not in text and "@import" not in text
+    assert "seed0/dorsal_l/01_baseline/report.html" in parser.asks
+    for ask in parser.asks:
+        if ask.startswith("#"):
+            assert ask[1:] in parser.ids, f"a link into nothing: {ask}"
+        elif not ask.startswith("data:image/jpeg;base64,"):
+            assert (root / ask).is_file(), f"a dead or outside link: {ask[:80]}"
+    assert "cmc curve" in text and "<script" not in text
+    assert not re.search(r"@import|url\(|srcset|<link|<iframe", text)
+    listed = re.findall(r'<a href="#to-([a-z-]+)">', text.partition("</nav>")[0])
+    assert listed == re.findall(r'<section id="to-([a-z-]+)">', text)
+    assert {"retrieval", "methods-by-aspect", "reports", "parameters"} <= set(listed)
 
 
-def test_long_names_fit_into_the_chart():
-    label = "palmar right · ViT-B-16-quickgelu, seed 0"
-    chart = interval_chart([(label, {"own": (0.5, 0.4, 0.6)})], {"own": "own gallery"})
-    left = float(re.search(r'viewBox="-(\d+) 0 ', chart).group(1))
-    assert left >= 7.5 * len(label) and label in chart
+def test_a_bar_ends_where_its_scale_does():
+    bar = interval_bar([(0.1, 0.05, 0.2), (0.2, float("nan"), float("nan"))], top=0.2)
+    assert re.findall(r'cx="([0-9.]+)"', bar) == ["75.0", "150.0"]
+    assert 'd="M37.5' in bar and "H150.0" in bar and "nan" not in bar
 
 
 def test_numbers_csv_is_tidy_and_whole(reports):
@@ -171,10 +208,19 @@ def test_what_06_scores_again_is_listed_once(reports):
     for notebook, names in {"02_stage1": ("stage1", "old"), "06_eval_rerank": ("stage1",)}.items():
         run = open_run(notebook, load("dorsal_r", "smoke"))
         run.save({"data": TITLE, "variants": {name: _variant(0.5, 0.6, 4) for name in names}})
-    rows = _table(write_index(load(study="smoke")).read_text(), "headline")
-    listed = [row[0].split("|") for row in rows[2:]]
-    assert [name for name, _ in listed] == ["dorsal right · old", "dorsal right · stage1"]
-    assert listed[1][1].startswith("06_eval_rerank")
+    listed = list(_models(write_index(load(study="smoke")).read_text()))
+    assert listed == [
+        ("dorsal right", "old", "02_stage1"),
+        ("dorsal right", "stage1", "06_eval_rerank"),
+    ]
+
+
+def test_another_result_of_06_is_not_hidden(reports):
+    for notebook, score in {"02_stage1": 0.5, "06_eval_rerank": 0.6}.items():
+        run = open_run(notebook, load("dorsal_r", "smoke"))
+        run.save({"data": TITLE, "variants": {"stage1": _variant(score, 0.6, 4)}})
+    models = _models(write_index(load(study="smoke")).read_text())
+    assert [cells[0][:4] for cells in models.values()] == ["50.0", "60.0"]
 
 
 def test_variants_of_a_sweep_stand_beside_the_study(sweep, reports):
@@ -234,20 +280,55 @@ def test_means_over_seeds(sweep, reports):
         _trained(sweep, "", seed, {"stage1": (plain, plain), "once": (0.1, 0.1)})
         _trained(sweep, "wide", seed, {"stage1": (wide, wide)})
     _trained(sweep, "other_data", 0, {"stage1": (0.9, 0.9)})
-    rows = _table(write_index(load(study=sweep)).read_text(), "seeds")
-    wide = next(row for row in rows if row[0].endswith("wide"))
-    assert wide[1:] == ["50.0|30.0–70.0", "50.0|30.0–70.0", "+20.0", "+20.0", "2"]
-    assert not any("other_data" in row[0] for row in rows), "one seed is no mean"
+    models = _models(write_index(load(study=sweep)).read_text())
+    wide = models["dorsal right", "stage1", "01_baseline, wide"]
+    assert wide == [
+        *("50.0|(30.0–70.0)", "50.0|(30.0–70.0)", "–", "–", ""),
+        *("+20.0", "+20.0", "4", "01"),
+    ], "no interval over persons where a run does not hold their scores"
+    once = models["dorsal right", "once", "01_baseline"]
+    assert once[0] == "10.0|9.0–11.0", "what every seed finds keeps its interval"
+    other = models["dorsal right", "stage1", "01_baseline, other_data"]
+    assert other[0] == "90.0|89.0–91.0" and other[-1] == "0"
     frame = pd.read_csv(reports / "mine" / "means.csv")
+    assert "other_data" not in set(frame["tag"]), "one seed is no mean"
     row = frame[(frame["tag"] == "wide") & (frame["metric"] == "map")].iloc[0]
     assert (row["mean"], row["lowest"], row["highest"], row["seeds"]) == (0.5, 0.3, 0.7, 2)
     assert row["sd"] == pytest.approx(np.std([0.3, 0.7], ddof=1))
 
 
+def test_means_have_an_interval_over_persons_not_seeds(sweep, reports):
+    told = [
+        {str(pid): [rank1, 0.5, 2] for pid, rank1 in enumerate(row)}
+        for row in ([0.0, 0.2, 0.4, 1.0], [0.2, 0.4, 0.6, 0.8])
+    ]
+    for seed, persons in enumerate(told):
+        mean = float(np.mean([of[0] for of in persons.values()]))
+        _trained(sweep, "", seed, {"stage1": (mean, 0.5)}, {"stage1": persons})
+    models = _models(write_index(load(study=sweep)).read_text())
+    row = pd.read_csv(reports / "mine" / "means.csv").set_index("metric").loc["rank1"]
+    scores = np.repeat([of[0] for run in told for of in run.values()], 2)
+    low, high = person_bootstrap(scores, np.repeat([0, 1, 2, 3] * 2, 2))
+    assert (row["ci95_low"], row["ci95_high"]) == (pytest.approx(low), pytest.approx(high))
+    assert high - low > 0.2 > row["highest"] - row["lowest"]
+    shown = models["dorsal right", "stage1", "01_baseline"][0]
+    assert shown == f"{_percent(row['mean'], low, high)}|(40.0–50.0)"
+
+
+def test_a_study_that_is_one_seed_again_loses_its_means(sweep, reports):
+    for seed in (0, 1):
+        _trained(sweep, "", seed, {"stage1": (0.2 + 0.1 * seed, 0.3)})
+    write_index(load(study=sweep))
+    assert (reports / "mine" / "means.csv").is_file()
+    shutil.rmtree(reports / "mine" / "seed1")
+    write_index(load(study=sweep))
+    assert not (reports / "mine" / "means.csv").exists()
+
+
 def test_a_plain_study_of_one_seed_has_neither_table(reports):
     _scored("dorsal_r", np.random.default_rng(1))
     page = write_index(load(study="smoke")).read_text()
-    assert not _table(page, "variants") and not _table(page, "seeds")
+    assert not _table(page, "variants") and "against the study" not in page
     assert not (reports / "smoke" / "means.csv").exists()
 
 
@@ -278,3 +359,123 @@ def test_the_banner_names_toys_on_photographs_and_drawings_everywhere():
     assert "say nothing about real ones" in drawn and "CLIP" not in drawn
     assert "say nothing about CLIP" in banner("11k Hands", ["tiny", "RN50-quickgelu"])
     assert "nothing" not in banner("own hands: redrawn", ["RN50-quickgelu"])
+
+
+def test_heat_shows_every_aspect_and_says_where_nothing_is():
+    by = {
+        aspect: {"chain": _variant(score, score, 4), "zero_shot": _variant(0.25, 0.25, 4)}
+        for aspect, score in {"dorsal_r": 0.5, "palmar_l": 0.625}.items()
+    }
+    chain = open_run("05_sequential_chain", load("dorsal_r", "smoke"))
+    chain.save({"data": TITLE, "variants": by["dorsal_r"], "by_aspect": by})
+    first = open_run("02_stage1", load("dorsal_r", "smoke"))
+    both = {"zero_shot": _variant(0.25, 0.25, 4), "stage1": _variant(0.375, 0.5, 4)}
+    first.save({"data": TITLE, "variants": both})
+    page = write_index(load(study="smoke")).read_text()
+    rows = {row[0]: row[1:] for row in _table(page, "heat")[2:]}
+    assert _table(page, "heat")[1][1:] == ["dorsal right", "palmar left"] * 2
+    assert rows == {
+        "zero_shot|02, 05": ["25.0", "25.0", "25.0", "25.0"],
+        "stage1|02": ["37.5", "n/a", "50.0", "n/a"],
+        "chain|05": ["50.0", "62.5", "50.0", "62.5"],
+    }, "one row for what two notebooks agree on"
+    depths = re.findall(r'--v:([0-9.]+)">([0-9.]+)<', page)
+    assert ("0.00", "25.0") in depths and ("1.00", "62.5") in depths and ("0.33", "37.5") in depths
+
+
+def test_heat_keeps_apart_what_agrees_in_one_aspect_only():
+    for notebook, palmar in {"02_stage1": 0.25, "04_prompt_learning": 0.5}.items():
+        for aspect, score in {"dorsal_r": 0.375, "palmar_l": palmar}.items():
+            run = open_run(notebook, load(aspect, "smoke"))
+            run.save({"data": TITLE, "variants": {"stage1": _variant(score, score, 4)}})
+    rows = _table(write_index(load(study="smoke")).read_text(), "heat")[2:]
+    assert [row[:3] for row in rows] == [
+        ["stage1|02", "37.5", "25.0"],
+        ["stage1|04", "37.5", "50.0"],
+    ]
+
+
+def _test(difference, holm):
+    return {"difference": difference, "ci95": [difference - 0.1, difference + 0.1], "holm": holm}
+
+
+def test_what_holds_is_told_and_the_rest_is_not_hidden():
+    for notebook, reference in {"03_stage2_losses": "stage1", "06_eval_rerank": "stage1"}.items():
+        run = open_run(notebook, load("dorsal_r", "smoke"))
+        tests = {"ce": _test(0.25, 0.05), "mba": _test(-0.02, 0.0501)}
+        paired = {"reference": reference, "own": {"map": tests, "rank1": {"mba": _test(0, 1.0)}}}
+        variants = {name: _variant(0.5, 0.5, 4) for name in ("ce", "mba")}
+        run.save({"data": TITLE, "variants": variants, "paired": paired})
+    page = write_index(load(study="smoke")).read_text()
+    assert "1 of 3 comparisons hold at 0.05" in page, "06 tells again what 03 told"
+    name = "dorsal right, seed 0 · 06_eval_rerank"
+    held = [f"ce against stage1|{name}", "–", "★ +25.0|+15.0 to +35.0, p 0.050"]
+    assert _table(page, "holds")[1:] == [held]
+    rest = _table(page, "open")[1:]
+    assert [row[0].split("|")[0] for row in rest] == ["mba against stage1"]
+    assert rest[0][2] == "−2.0|−12.0 to +8.0, p 0.050", "just above the level holds nothing"
+
+
+def test_every_training_has_its_curves(sweep):
+    for tag in ("", "wide"):
+        run = open_run("02_stage1", load("dorsal_r", sweep, 3, tag))
+        epochs = {"variant": "stage1", "epoch": [1, 2, 3], "total": [6.0, 3.0, 1.5]}
+        extra = {"select_map": [0.62, 0.7, 0.75]} if tag else {"val_accuracy": [0.2, 0.3, 0.31]}
+        pd.DataFrame(epochs | extra).to_csv(run.folder / "history.csv", index=False)
+        beside = run.folder / "chains" / "lwf" / "history.csv"
+        beside.parent.mkdir(parents=True)
+        pd.DataFrame({**epochs, "variant": "x<y"}).to_csv(beside, index=False)
+        run.save({"data": TITLE, "variants": {}})
+    page = write_index(load(study=sweep)).read_text()
+    training = page.partition('id="to-training"')[2].partition("</section>")[0]
+    titles = re.findall(r'font-weight="600">([^<]+)<', training)
+    assert titles == [
+        *("total loss", "mAP, held-out persons", "accuracy, known persons (val)"),
+        "total loss",
+    ]
+    names = re.findall(r"<path[^>]*><title>([^<]+)</title>", training)
+    assert names.count("stage1, wide, seed 3") == names.count("stage1, seed 3") == 2
+    assert "x&lt;y, seed 3" in names and "dorsal right · lwf" in training
+
+
+def test_a_panel_keeps_its_ends_and_leaves_out_what_is_no_number():
+    long = list(range(1, 1001))
+    drawn = panel("loss", [Curve("a", [*long, 1001], [*map(float, long), float("nan")], 0)])
+    (path,) = re.findall(r'd="(M[^"]+L[^"]+)"', drawn)
+    assert path.count("L") < 100 and "nan" not in path
+    assert path.endswith("242.0 22.0") and ">1000 epochs<" in drawn, "the last one is there"
+    assert panel("loss", [Curve("a", [1], [float("nan")], 0)]) == ""
+
+
+def test_parameters_show_what_differs_first_and_weights_have_hashes(sweep, monkeypatch):
+    for tag in ("", "wide"):
+        _trained(sweep, tag, 3, {"stage1": (0.5, 0.5)})
+    folder = run_folder("01_baseline", load("dorsal_r", sweep, 3))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "broken.pth").write_text("no weights")
+    page = write_index(load(study=sweep)).read_text()
+    rows = _table(page, "parameters")
+    assert [cell.split("|")[0] for cell in rows[0]] == ["parameter", "no tag", "wide"]
+    assert ["model.fit", "null", '"pad"'] in rows[1:] and len(rows) == 2
+    assert "<dt>stage1.lr</dt>" in page and "weights broken" in page and "is damaged" in page
+    stamp = json.loads((folder / "stamp.json").read_text())
+    assert stamp["library_sha256"] in page, "whole, in the run's own block"
+    told = {"sha256": "a" * 64, "parent": "b" * 64}
+    monkeypatch.setattr(index_runs, "read_checkpoint", lambda path: told)
+    page = write_index(load(study=sweep)).read_text()
+    assert f"{'a' * 16} from {'b' * 16}" in page
+
+
+def test_a_page_of_many_figures_stays_small(sweep, monkeypatch):
+    monkeypatch.setattr(index_runs, "_MOST_THUMBS", 2)
+    monkeypatch.setattr(index_runs, "_MOST_GALLERIES", 1)
+    for seed in (0, 1):
+        run = open_run("01_baseline", load("dorsal_r", sweep, seed))
+        for name in ("cmc", "ranked"):
+            run.figure(Figure((4, 3)), name)
+        run.save({"data": TITLE, "variants": {}})
+    page = write_index(load(study=sweep)).read_text()
+    assert page.count("<img ") == 2 + 1, "thumbnails of the first seed and one gallery"
+    assert "Of 2 runs, 1 are shown" in page
+    asks = _parsed(page).asks
+    assert "seed1/dorsal_r/01_baseline/figures/cmc.png" in asks, "the others are a link away"

@@ -11,6 +11,7 @@ from handclip_lib.report.runs import HEADER, read_json
 from handclip_lib.schema import leaves
 
 _NAMES = (*HEADER, "reports")  # say whose a run is and where it lies, not what it does
+_MOST = 40  # rows that are shown at once
 
 
 def parameters(runs: list[Finished]) -> str:
@@ -33,6 +34,9 @@ def parameters(runs: list[Finished]) -> str:
         if differing
         else "<p>All runs have the same parameters, but for aspect, seed and tag.</p>"
     )
+    if len(differing) > _MOST:
+        words = f"{len(differing)} parameters that differ between runs"
+        table = f"<details><summary>{words}</summary>{table}</details>"
     words = f"{len(shared)} parameters that all runs share"
     return f"{table}<details><summary>{words}</summary>{facts(shared)}</details>"
 

@@ -32,9 +32,10 @@ th{font-weight:600;color:var(--soft)}thead th{border-bottom:2px solid var(--line
 th.name,td.name,tbody th,thead th:first-child{text-align:left}th[colspan]{text-align:center}
 th.name[colspan]{text-align:left}
 tbody th,td.name{color:var(--ink)}
+.output_html tbody th:first-child,.output_html thead th:first-child,
 .scroll th.name,.scroll td.name{position:sticky;left:0;background:var(--paper);z-index:1}
 tr.group th{padding-top:.9rem}tr.group td{padding:0}
-td small,th small{display:block;font-size:.78rem;font-weight:400}
+td small,th small{display:block;font-size:.87em;font-weight:400}
 td.axis,th.axis{padding:.1rem .4rem;min-width:168px}
 th.axis span{display:inline-block;width:33%;text-align:center;font-weight:400;font-size:.8rem}
 th.axis span:first-child{text-align:left}th.axis span:last-child{text-align:right}
@@ -75,13 +76,13 @@ dt{color:var(--soft)}dd{margin:0;min-width:0;overflow-wrap:anywhere}
 @media (max-width:600px){main{padding:1rem .8rem 3rem}h1{font-size:1.35rem}
 th,td{padding:.3rem .3rem}table{font-size:.8rem}
 .scroll td.name,.scroll th.name{white-space:normal;min-width:8rem;overflow-wrap:anywhere}
-.pair svg{flex-basis:100%;max-width:100%}
+.pair svg{flex-basis:100%;max-width:100%}td small,th small{font-size:.8em}
 footer dl,.facts{grid-template-columns:1fr}dt{margin-top:.3rem}}
 @page{margin:14mm}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--shade:#fff;
 --link:#000;--warn:#fff;--warnline:#e69f00;--good:#000}
 body{font-size:11px}main{max-width:none;padding:0}a{color:inherit}
-.scroll{overflow:visible}.scroll .name{position:static!important}
+.scroll,.output_html{overflow:visible}.scroll .name,.output_html th{position:static!important}
 table{font-size:.85em}th,td{padding:.15rem .3rem;white-space:normal;overflow-wrap:anywhere}
 td.axis,th.axis{min-width:0}svg.bar{width:110px}
 h2,h3,legend,summary,thead{break-after:avoid}

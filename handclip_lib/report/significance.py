@@ -63,7 +63,7 @@ def significance(table: pd.DataFrame, is_summed_up: bool = False) -> str:
     if is_summed_up and found:
         found = f"<details><summary>those that hold</summary>{found}</details>"
     if rows[False]:
-        open_ = "" if found else " open"
+        open_ = "" if found or is_summed_up else " open"
         which = f"{len(rows[False])} pairs of models of which neither metric differs for sure"
         more = _table("open", rows[False])
         found += f"<details{open_}><summary>{which}</summary>{more}</details>"
