@@ -90,7 +90,7 @@ def test_maps_and_pictures_follow_the_list(known):
     query = queries(known)[0]
     found = explorer.answer(known, RIGHT, query, top=4)
     images = [query, *found.ranking["gallery"]]
-    np.testing.assert_array_equal(found.pixels, known.pixels(RIGHT, images))
+    np.testing.assert_array_equal(found.pixels, known.store(RIGHT).pixels(images).numpy())
     assert {kind: maps.shape for kind, maps in found.maps.items()} == {
         "attention": (5, 4, 4),
         "raises the cosine": (5, 4, 4),
@@ -154,6 +154,8 @@ def test_where_two_models_disagree():
     found = explorer.disagreements(frames)
     assert found.index.tolist() == ["y", "x"] and found["person"].tolist() == [7, 6]
     assert found["a"].tolist() == [1, 3] and found["b"].tolist() == [6, 1]
+    assert explorer.disagreements(frames, most=1).index.tolist() == ["y"]
+    assert explorer.disagreements({"a": frames["a"]}).empty
 
 
 # -- points ---------------------------------------------------------------------------------------
@@ -297,7 +299,10 @@ def test_menus_change_the_scene(board, known):
     assert not board.thumbs.children and board.answers["model"].layout.display == "none"
     assert len(board.now["images"]) > len(known.space(RIGHT).images)
     board.menus["aspect"].value = "palmar_r"
-    assert board.menus["model"].options == (("first", "first"),) and board.menus["model"].value == "first"
+    assert (
+        board.menus["model"].options == (("first", "first"),)
+        and board.menus["model"].value == "first"
+    )
     assert board.menus["beside"].value == "" and board.menus["gallery"].value == "all"
     assert "error" not in board.message.value
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.path import Path as Outline
 
+from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.store import Store, StoreError, open_store
 from handclip_lib.evaluate import embed, protocol
 from handclip_lib.evaluate.explanation import held_against, maps_of
@@ -69,6 +70,7 @@ class Explored:
     _spaces: dict[Scene, Space] = field(default_factory=dict, repr=False)
     _planes: dict[tuple[Scene, str], np.ndarray] = field(default_factory=dict, repr=False)
     _encoders: dict[tuple[str, str], Encoder] = field(default_factory=dict, repr=False)
+    _stores: dict[Preprocess, Store] = field(default_factory=dict, repr=False)
 
     def rows(self, scene: Scene) -> pd.DataFrame:
         """The manifest's rows that a scene searches: queries and entries of its gallery."""
@@ -98,15 +100,16 @@ class Explored:
             self._encoders[key] = self.models[scene.aspect][scene.model].encoder(self.params)
         return self._encoders[key]
 
+    def store(self, scene: Scene) -> Store:
+        """The photographs as a scene's model sees them."""
+        wanted = self.encoder(scene).preprocess
+        if wanted not in self._stores:  # opening one looks at every file
+            self._stores[wanted] = open_store(self.table, wanted)
+        return self._stores[wanted]
+
     def facts(self, images: Sequence[str]) -> pd.DataFrame:
         """What the table tells of photographs, in their order."""
         return self.table.set_index("image", drop=False).loc[list(images)].reset_index(drop=True)
-
-    def pixels(self, scene: Scene, images: Sequence[str]) -> np.ndarray:
-        """(N, H, W, 3) uint8: photographs as a scene's model sees them."""
-        store = open_store(self.table, self.encoder(scene).preprocess)
-        seen: np.ndarray = store.pixels(images).numpy()
-        return seen
 
     def photograph(self, image: str) -> bytes:
         """The file of a photograph, as somebody would drop it in."""
@@ -171,8 +174,7 @@ def answer(known: Explored, scene: Scene, image: str, top: int = 5, maps: bool =
         entries = entries.assign(pid=known.facts(entries["image"].tolist())["pid"].to_numpy())
     ranking = ranked(space.z, space.images, asked, entries, top)
     z = space.of([image, *ranking["gallery"]])
-    store = open_store(known.table, known.encoder(scene).preprocess)
-    return _answer(known, scene, ranking, z, store, note, maps)
+    return _answer(known, scene, ranking, z, known.store(scene), note, maps)
 
 
 def answer_own(
@@ -260,7 +262,8 @@ def disagreements(rankings: Mapping[str, pd.DataFrame], most: int = 10) -> pd.Da
     found = pd.DataFrame(ranks)
     persons = next(iter(rankings.values())).drop_duplicates("query").set_index("query")["pid"]
     found.insert(0, "person", persons)
-    one, other = (found[name] for name in ranks)
+    names = list(ranks)  # one name alone: it agrees with itself
+    one, other = found[names[0]], found[names[-1]]
     apart = found[(one == 1) != (other == 1)]
     wide = (one - other).abs().loc[apart.index].sort_values(ascending=False, kind="stable")
     return apart.loc[wide.index].head(most)
@@ -276,8 +279,8 @@ def _answer(
     maps: bool,
 ) -> Answer:
     """With pictures and maps. z: (1 + k, D) of the query and its answers; store: the query's."""
-    encoder, query = known.encoder(scene), ranking["query"].iloc[0]
-    others, entries = open_store(known.table, encoder.preprocess), ranking["gallery"].tolist()
+    encoder, others = known.encoder(scene), known.store(scene)
+    query, entries = ranking["query"].iloc[0], ranking["gallery"].tolist()
     if not maps:
         pixels = [store.pixels([query]).numpy(), others.pixels(entries).numpy()]
         return Answer(ranking, np.concatenate(pixels), {}, {}, note)

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
@@ -125,7 +124,7 @@ def _show_thumbnails(board: Board) -> None:
     images = [] if chosen is None else [now["images"][k] for k in chosen]
     facts = board.known.facts(images).sort_values(["pid", "aspect", "image"])
     images = facts["image"].tolist()
-    pixels = board.known.pixels(scene(board), images) if images else np.zeros((0, 1, 1, 3))
+    pixels = board.known.store(scene(board)).pixels(images).numpy()
     while len(board.buttons) < len(images):
         board.buttons.append(_button(board, len(board.buttons)))
     mark = board.whole.model_id[:8]
