@@ -81,7 +81,7 @@ footer dl,.facts{grid-template-columns:1fr}dt{margin-top:.3rem}}
 @page{margin:14mm}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--shade:#fff;
 --link:#000;--warn:#fff;--warnline:#e69f00;--good:#000}
-body{font-size:11px}main{max-width:none;padding:0}a{color:inherit}
+html,body{font-size:11px}main{max-width:none;padding:0}a{color:inherit}
 .scroll,.output_html{overflow:visible}.scroll .name,.output_html th{position:static!important}
 table{font-size:.85em}th,td{padding:.15rem .3rem;white-space:normal;overflow-wrap:anywhere}
 td.axis,th.axis{min-width:0}svg.bar{width:110px}
