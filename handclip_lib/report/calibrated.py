@@ -192,9 +192,11 @@ def _lack(run: Finished, made_by: Mapping[str, Any]) -> str:
         reasons = dict.fromkeys(e["withheld"] for e in told.values() if e["withheld"])
         return "; ".join(reasons) or "its 06 was run by an older kit: run it again with --force"
     differ = ", ".join(f"{name} ({_difference(of, made_by)})" for name, of in held.items())
+    whose = f"--study {run.metrics['study']} --aspect {run.metrics['aspect']}"
     return (
-        f"its 06 calibrated {differ}. Name the model in comparison.shown (a file of its own in"
-        " comparison.models, too) and run 06 again, under a --tag"
+        f"its 06 calibrated {differ}; `handclip run 06 {whose} --tag NAME --set"
+        " comparison.shown=[MODEL]` makes one, of a file of your own with --set"
+        " comparison.models=[FILE], too"
     )
 
 

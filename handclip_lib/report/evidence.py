@@ -239,7 +239,12 @@ def _figure(fig: Figure) -> str:
     fig.savefig(held, format="png", dpi=fig.dpi)
     code = base64.b64encode(held.getvalue()).decode()
     width = round(0.8 * fig.get_figwidth() * fig.dpi)
-    return f'<p><img src="data:image/png;base64,{code}" width="{width}" alt=""></p>'
+    # on a phone a wide figure scrolls in its box: shrunk, nothing on it could be told apart
+    least = min(width, 640)
+    return (
+        f'<p class="scroll"><img src="data:image/png;base64,{code}" width="{width}"'
+        f' style="min-width:{least}px" alt=""></p>'
+    )
 
 
 def _written(file: Path, body: str, title: str) -> Path:

@@ -151,6 +151,5 @@ def _met(population: Population, photograph: Path) -> tuple[list[str], list[str]
         return [], [f"{name} has the name of a photograph {told}"]
     is_one = "is" if found.certain else "has the name of"
     return [], [
-        f"{name} {is_one} a photograph that the calibration was made with, which makes the ratio"
-        " somewhat too good"
+        f"{name} {is_one} a photograph that the calibration was made with, which flatters the ratio"
     ]
