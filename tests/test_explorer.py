@@ -29,6 +29,7 @@ from handclip_lib.report.lineup import Contender
 from handclip_lib.schema_base import Model
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
+LINE = (0xD5, 0x5E, 0x00)
 RIGHT = Scene("dorsal_r", "own", "first")
 
 
@@ -232,7 +233,10 @@ def leftmost(board: Board, k: int) -> tuple[list[tuple[float, float]], list[int]
 
 
 def drag(board: Board, corners: list[tuple[float, float]]) -> None:
-    """Mouse events as the browser sends them; corners in shares of the axes, from the top left."""
+    """Mouse events as the browser sends them; corners in shares of the axes, from the top left.
+
+    Before the button is released, the line has to be seen.
+    """
     board.canvas.draw()
     box = board.canvas.figure.axes[0].bbox
     top = board.canvas.figure.bbox.height
@@ -240,6 +244,10 @@ def drag(board: Board, corners: list[tuple[float, float]]) -> None:
     for kind, (x, y) in zip(kinds, [*corners, corners[-1]], strict=True):
         at = {"x": box.x0 + x * box.width, "y": top - box.y1 + y * box.height}
         keys = {"button": 0, "buttons": 1, "modifiers": [], "guiEvent": {}}
+        if kind == "button_release":
+            board.canvas.draw()
+            seen = np.asarray(board.canvas.buffer_rgba())[..., :3] == LINE
+            assert seen.all(axis=2).any(), "no line is seen while it is drawn"
         board.canvas.manager.handle_json({"type": kind} | at | keys)
 
 
@@ -255,7 +263,7 @@ def test_k_points_give_k_thumbnails(board, known):
     drag(board, [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99)])
     assert len(board.thumbs.children) == len(known.space(RIGHT).images)
     assert all("handclip-thumb" in b._dom_classes for b in board.thumbs.children)
-    drag(board, [(0.01, 0.01), (0.03, 0.01), (0.03, 0.03)])
+    drag(board, [(0.01, 0.01), (0.04, 0.01), (0.04, 0.04)])
     assert not board.thumbs.children and "Draw a line" in board.message.value
 
 

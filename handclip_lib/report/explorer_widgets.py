@@ -111,8 +111,9 @@ def _draw(board: Board) -> None:
         if chosen is not None and len(chosen):
             explorer_plots.faint(fig, chosen)
         style = {"color": "#D55E00", "linewidth": 1.5}
+        # this canvas cannot blit, and a line that is drawn for blitting would not be seen
         board.now["lasso"] = LassoSelector(
-            fig.axes[0], lambda line: lasso(board, line), props=style
+            fig.axes[0], lambda line: lasso(board, line), useblit=False, props=style
         )
         board.canvas.draw_idle()
         _show_thumbnails(board)
