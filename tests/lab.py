@@ -28,7 +28,7 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update"),
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
-_START_S, _RUN_S = 120, 400
+_START_S, _RUN_S = 120, 600
 _TOKEN = "browser-tests"
 _PIECE = 2000  # pixels
 _SEEN = """(name) => {
@@ -90,8 +90,11 @@ def jupyterlab(notebooks: Path, home: Path) -> Iterator[str]:
     """JupyterLab on a folder of notebooks, with all of its settings in `home`; its address."""
     folders = {n: home / n for n in ("config", "data", "runtime", "settings", "workspaces")}
     _configure(folders["config"], notebooks)
+    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
     own = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    own |= dict.fromkeys(proxies, "http://127.0.0.1:9")  # a kernel that asks elsewhere fails
     env = own | {
+        "NO_PROXY": "127.0.0.1,localhost",
         "JUPYTER_CONFIG_DIR": str(folders["config"]),
         "JUPYTER_DATA_DIR": str(folders["data"]),
         "JUPYTER_RUNTIME_DIR": str(folders["runtime"]),
@@ -171,7 +174,7 @@ def picture(page: Page, name: str, scroller: str = "html") -> Path:
     taken, rest = 0, True
     while rest:
         page.evaluate(f"document.querySelector('{scroller}').scrollTop = {taken}")
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(300)
         seen = page.evaluate(_SEEN, scroller)
         clip = {key: seen[key] for key in ("x", "y", "width", "height")}
         shot = Image.open(io.BytesIO(page.screenshot(clip=clip)))
