@@ -20,8 +20,7 @@ from handclip_lib.data.preprocess import to_rgb
 from handclip_lib.data.store import open_store
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate.calibration import apply
-from handclip_lib.evaluate.explanation import ROLLOUT, faced
-from handclip_lib.evaluate.saliency import rollout
+from handclip_lib.evaluate.explanation import ROLLOUT, faced, look, maps_of
 from handclip_lib.params import ROOT
 from handclip_lib.report.calibrated import Population, signed
 from handclip_lib.report.canvas import INK, PALETTE, QUIET, canvas, grid_lines, styled
@@ -144,19 +143,18 @@ def _beside(first: Mapping[str, str], second: Mapping[str, str], instrument: Ins
     table.attrs = {"root": Path(names[0]).anchor, "title": ""}
     z = instrument.features(table)[[0, -1]]
     store, fabric = open_store(table, encoder.preprocess), make_fabric(Params())
+    seen = look(encoder, store, names, z[::-1], fabric, instrument.feature)
     facing, why = None, ""
     try:
-        facing = faced(encoder, store, names, z, fabric, instrument.feature)
+        facing = faced(seen)
     except TypeError as error:  # of a tower that cannot be looked into
         why = str(error)
     figures = [pair_board(facing, "what makes the two alike to the model", why)]
-    try:
-        pixels = store.pixels(names)
-        maps = rollout(encoder, encoder.preprocess.normalise(pixels.to(fabric.device)))
-        shown = map_grid(pixels.numpy(), {ROLLOUT: maps}, "what the model attends to")
-        figures.append(shown)
-    except TypeError as error:
-        why = why or str(error)
+    maps, left_out = maps_of(seen.held)
+    if ROLLOUT in maps:
+        shown = {ROLLOUT: maps[ROLLOUT]}
+        figures.append(map_grid(seen.pixels, shown, "what the model attends to"))
+    why = why or left_out.get(ROLLOUT, "")
     note = "" if not why else f'<p class="soft">{html.escape(why)}</p>'
     return f"<h2>Side by side</h2>{''.join(map(_figure, figures))}{note}"
 
