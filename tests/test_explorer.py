@@ -18,6 +18,7 @@ from PIL import Image
 from handclip_lib.data.splits import make_manifest
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate import protocol
+from handclip_lib.evaluate.explanation import looked
 from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import load_encoder
 from handclip_lib.params import load
@@ -96,6 +97,11 @@ def test_maps_and_pictures_follow_the_list(known):
         "attention": (5, 4, 4),
         "raises the cosine": (5, 4, 4),
     }
+    tower, space = (known.encoder(RIGHT), known.store(RIGHT)), known.space(RIGHT)
+    for k, other in ((0, images[1]), (1, query), (4, query)):  # each against the other side
+        alone = looked(*tower, images[k : k + 1], space.of([other]), known.fabric)[1]
+        for kind, maps in alone.items():
+            np.testing.assert_allclose(found.maps[kind][k], maps[0], atol=1e-3 * maps.max())
     assert found.note == "gallery of draw 0" and not found.left_out
     assert not explorer.answer(known, RIGHT, query, maps=False).maps
 
@@ -232,12 +238,19 @@ def leftmost(board: Board, k: int) -> tuple[list[tuple[float, float]], list[int]
     return [(low, low), (edge, low), (edge, high), (low, high)], sorted(order[:k].tolist())
 
 
+def orange(board: Board) -> int:
+    """How many pixels of the plane have the line's colour."""
+    board.canvas.draw()
+    pixels = np.asarray(board.canvas.buffer_rgba())[..., :3]
+    return int((pixels == LINE).all(axis=2).sum())
+
+
 def drag(board: Board, corners: list[tuple[float, float]]) -> None:
     """Mouse events as the browser sends them; corners in shares of the axes, from the top left.
 
     Before the button is released, the line has to be seen.
     """
-    board.canvas.draw()
+    before = orange(board)
     box = board.canvas.figure.axes[0].bbox
     top = board.canvas.figure.bbox.height
     kinds = ["button_press", *["motion_notify"] * (len(corners) - 1), "button_release"]
@@ -245,9 +258,7 @@ def drag(board: Board, corners: list[tuple[float, float]]) -> None:
         at = {"x": box.x0 + x * box.width, "y": top - box.y1 + y * box.height}
         keys = {"button": 0, "buttons": 1, "modifiers": [], "guiEvent": {}}
         if kind == "button_release":
-            board.canvas.draw()
-            seen = np.asarray(board.canvas.buffer_rgba())[..., :3] == LINE
-            assert seen.all(axis=2).any(), "no line is seen while it is drawn"
+            assert orange(board) > before, "no line is seen while it is drawn"
         board.canvas.manager.handle_json({"type": kind} | at | keys)
 
 

@@ -204,7 +204,7 @@ def answer_own(
         note = f"gallery of draw {int(entries['draw'].min())}; nobody here knows who this is"
         if store.fallbacks:
             note += "; no hand was found in it, and it was taken whole"
-        unknown = ranking.assign(correct=pd.NA)
+        unknown = ranking.assign(correct=pd.Series(pd.NA, index=ranking.index))
         return _answer(known, scene, unknown, z, store, note, maps)
 
 
@@ -282,12 +282,12 @@ def _answer(
     encoder, others = known.encoder(scene), known.store(scene)
     query, entries = ranking["query"].iloc[0], ranking["gallery"].tolist()
     if not maps:
-        pixels = [store.pixels([query]).numpy(), others.pixels(entries).numpy()]
-        return Answer(ranking, np.concatenate(pixels), {}, {}, note)
+        both = [store.pixels([query]).numpy(), others.pixels(entries).numpy()]
+        return Answer(ranking, np.concatenate(both), {}, {}, note)
     how: tuple[Any, ...] = known.fabric, known.params.evaluation.feature
     pixels, asked = held_against(encoder, store, [query], z[1:2], *how)
     against = np.repeat(z[:1], len(entries), 0)
     theirs, answers = held_against(encoder, others, entries, against, *how)
     (mine, left_out), (found, _) = maps_of(asked), maps_of(answers)
-    both = {kind: np.concatenate([mine[kind], found[kind]]) for kind in mine}
-    return Answer(ranking, np.concatenate([pixels, theirs]), both, left_out, note)
+    joined = {kind: np.concatenate([mine[kind], found[kind]]) for kind in mine}
+    return Answer(ranking, np.concatenate([pixels, theirs]), joined, left_out, note)

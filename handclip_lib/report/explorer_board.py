@@ -26,6 +26,7 @@ SIDE = 84  # of a thumbnail, in pixels
 _CSS = f"""
 .handclip-explorer {{ max-width: 1180px; }}
 .handclip-explorer .handclip-menus {{ display: flex; flex-flow: row wrap; gap: 4px 14px; }}
+.handclip-explorer .handclip-plane {{ flex: 0 0 auto; width: auto; }}
 .handclip-explorer .handclip-thumbs {{ display: flex; flex-flow: row wrap; gap: 6px;
  align-content: flex-start; overflow-y: auto; max-height: 500px; flex: 1 1 200px; padding: 4px; }}
 .handclip-explorer .handclip-thumb {{ width: {SIDE + 8}px; height: {SIDE + 26}px; margin: 0;
@@ -120,7 +121,14 @@ def make_board(known: Explored, start: Scene, beside: str, projection: str) -> B
             widgets.Box(list(answers.values())).add_class("handclip-answers"),
         ]
     ).add_class("handclip-explorer")
-    now = {"points": None, "images": [], "chosen": None, "query": None, "quiet": False, "shown": []}
+    now: dict[str, Any] = {
+        "points": None,
+        "images": [],
+        "chosen": None,
+        "query": None,
+        "quiet": False,
+        "shown": [],
+    }
     return Board(
         known, whole, menus, canvas, thumbs, pictures, maps, upload, answers, message, [], now
     )
