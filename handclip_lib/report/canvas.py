@@ -37,6 +37,7 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
     "axes.titlelocation": "left",
 }
+Frame = tuple[str, float]  # colour, width in points
 P = ParamSpec("P")
 
 
@@ -85,6 +86,16 @@ def blank(axes: Iterable[Axes]) -> None:
     """Take away everything of the axes that hold no data."""
     for ax in axes:
         ax.axis("off")
+
+
+def photograph(ax: Axes, pixels: np.ndarray, frame: Frame | None = None) -> None:
+    """A photograph (H, W, 3) uint8 without ticks, in a frame of a colour and a width in points."""
+    ax.imshow(pixels)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(frame is not None)
+    if frame is not None:
+        ax.spines[:].set(color=frame[0], linewidth=frame[1])
 
 
 def tight(fig: Figure) -> None:

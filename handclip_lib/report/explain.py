@@ -18,9 +18,11 @@ from handclip_lib.report.canvas import (
     GOOD,
     INK,
     PALETTE,
+    Frame,
     blank,
     canvas,
     grid_lines,
+    photograph,
     saying,
     styled,
     tight,
@@ -38,7 +40,7 @@ def map_grid(
     title: str,
     names: Sequence[str] = (),
     below: Sequence[str] = (),
-    frames: Sequence[tuple[str, float] | None] = (),
+    frames: Sequence[Frame | None] = (),
     width: float = 9.0,
 ) -> Figure:
     """Photographs in the first row, below them a row a kind of map, laid over them in grey.
@@ -55,11 +57,9 @@ def map_grid(
     size = (max(5.0, cell * count + 0.5), height)
     fig, axes = canvas(title, len(maps) + 1, count, size)
     for at, ax in enumerate(axes[0]):
-        _bare(ax, pictures[at])
+        photograph(ax, pictures[at], frames[at] if frames else None)
         ax.set_title(names[at] if len(names) else "", fontsize=8, pad=3, loc="center")
         ax.set_xlabel(below[at] if below else "", fontsize=8, labelpad=2)
-        if frames and (frame := frames[at]) is not None:
-            ax.spines[:].set(visible=True, color=frame[0], linewidth=frame[1])
     for line, values in zip(axes[1:], maps.values(), strict=True):
         for at, ax in enumerate(line):
             _veiled(ax, pictures[at], values[at])
@@ -87,7 +87,7 @@ def pair_board(
     fig, axes = canvas(title, 1, 4, (10.2, tall + 1.05))
     grid = (maps.shape[1], maps.shape[2])
     for k, name in enumerate(("query", "gallery")):
-        _bare(axes[0, k], pictures[k])
+        photograph(axes[0, k], pictures[k])
         axes[0, k].set_title(name, fontsize=9, pad=3)
         _veiled(axes[0, 2 + k], pictures[k], maps[k])
         axes[0, 2 + k].set_title(f"what raises the cosine: {name}", fontsize=9, pad=3)
@@ -134,7 +134,7 @@ def hardest_pairs(
         line[0].set_ylabel(word, fontsize=9)
         blank(line[max(1, len(part)) :])
         if part.empty:
-            _bare(line[0], np.full((height, 2 * width, 3), 255, np.uint8))
+            photograph(line[0], np.full((height, 2 * width, 3), 255, np.uint8))
     tight(fig)
     return fig
 
@@ -245,8 +245,8 @@ def _counted(found: pd.Series) -> str:
 
 def _face(ax: Axes, row: Mapping[Any, Any], both: Sequence[np.ndarray]) -> None:
     """The two photographs of a pair, red where it is taken for what it is not."""
-    _bare(ax, np.concatenate([both[0], np.full_like(both[0][:, :3], 255), both[1]], 1))
-    ax.spines[:].set(visible=row["wrong"], color=BAD, linewidth=2)
+    pixels = np.concatenate([both[0], np.full_like(both[0][:, :3], 255), both[1]], 1)
+    photograph(ax, pixels, (BAD, 2) if row["wrong"] else None)
     who = " and ".join(dict.fromkeys(str(row[side]) for side in ("pid", "gallery_pid")))
     ax.set_title(who, fontsize=8, pad=3, loc="center")
     ax.set_xlabel(f"{row['similarity']:.3f}".replace("-", "−"), fontsize=8, labelpad=3)
@@ -263,19 +263,12 @@ def _worst(pairs: pd.DataFrame, most: int, falling: bool) -> pd.DataFrame:
     return ranked[~pd.DataFrame({"low": low, "high": high}).duplicated()].head(most)
 
 
-def _bare(ax: Axes, picture: np.ndarray) -> None:
-    ax.imshow(picture)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.spines[:].set_visible(False)
-
-
 def _veiled(ax: Axes, picture: np.ndarray, values: npt.NDArray[np.floating]) -> None:
     """A map, smoothed between its places, over the photograph in grey."""
     height, width = picture.shape[:2]
     layer = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
     smooth = np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC)).clip(min=0)
-    _bare(ax, np.asarray(Image.fromarray(picture).convert("L").convert("RGB")))
+    photograph(ax, np.asarray(Image.fromarray(picture).convert("L").convert("RGB")))
     ax.imshow(smooth, cmap=_COLOURS, alpha=_VEIL, vmin=0, vmax=max(float(smooth.max()), 1e-12))
 
 

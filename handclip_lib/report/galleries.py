@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from handclip_lib.aspects import OFFSETS
 from handclip_lib.data.augment import Augmenter
 from handclip_lib.device import seed_step
-from handclip_lib.report.canvas import BAD, GOOD, INK, blank, canvas, styled, tight
+from handclip_lib.report.canvas import BAD, GOOD, INK, blank, canvas, photograph, styled, tight
 
 Pixels = Callable[[Sequence[str]], Any]  # images -> (N, H, W, 3) uint8 array or tensor
 
@@ -44,7 +43,7 @@ def identity_grid(
     for line, pid in zip(axes, shown, strict=True):
         mine = np.flatnonzero(people == pid)
         for ax, at in zip(line, mine, strict=False):
-            _picture(ax, pictures[at])
+            photograph(ax, pictures[at])
         blank(line[len(mine) :])
         line[0].set_ylabel(f"{pid}", rotation=0, ha="right", va="center", fontsize=9)
     tight(fig)
@@ -76,10 +75,10 @@ def augmented(
     tall = cell * given.shape[1] / given.shape[2] + 0.05
     fig, axes = canvas(title, len(given), times + 1, (9.0, 0.65 + tall * len(given)))
     for i, (line, pid) in enumerate(zip(axes, pids, strict=True)):
-        _picture(line[0], given[i].numpy(), (INK, 1.2))
+        photograph(line[0], given[i].numpy(), (INK, 1.2))
         line[0].set_ylabel(f"{pid}", rotation=0, ha="right", va="center", fontsize=9)
         for k, ax in enumerate(line[1:]):
-            _picture(ax, shown[i * times + k].numpy())
+            photograph(ax, shown[i * times + k].numpy())
     axes[0, 0].set_title("as it is", fontsize=9, pad=3)
     axes[0, 1].set_title("as training sees it", fontsize=9, pad=3)
     tight(fig)
@@ -176,20 +175,11 @@ def _ranked_row(
     line: np.ndarray, rows: list[dict[Hashable, Any]], pictures: dict[str, np.ndarray], word: str
 ) -> None:
     rank = int(rows[0]["rank_of_first_match"])
-    _picture(line[0], pictures[rows[0]["query"]])
+    photograph(line[0], pictures[rows[0]["query"]])
     line[0].set_title(f"{word} {rows[0]['pid']}", fontsize=8, pad=3, loc="center")
     line[0].set_xlabel(f"match: {rank}", fontsize=8, labelpad=2, color=GOOD if rank == 1 else BAD)
     for ax, row in zip(line[1:], rows, strict=False):
-        _picture(ax, pictures[row["gallery"]], (GOOD, 3.0) if row["correct"] else (BAD, 1.2))
+        photograph(ax, pictures[row["gallery"]], (GOOD, 3.0) if row["correct"] else (BAD, 1.2))
         ax.set_title(person_name(row["gallery_pid"]), fontsize=8, pad=3, loc="center")
         ax.set_xlabel(f"{row['similarity']:.2f}", fontsize=8, labelpad=2)
     blank(line[1 + len(rows) :])
-
-
-def _picture(ax: Axes, pixels: np.ndarray, frame: tuple[str, float] | None = None) -> None:
-    ax.imshow(pixels)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.spines[:].set_visible(frame is not None)
-    if frame is not None:
-        ax.spines[:].set(color=frame[0], linewidth=frame[1])
