@@ -5,7 +5,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -119,6 +119,30 @@ def read_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str
         if cells:
             padded = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
             yield lines.line_num, dict(zip(columns, padded, strict=True))
+
+
+def relative(image: str, root: Path) -> str:
+    """A path of a table as one from root, absolute ones and those with backslashes, too."""
+    return Path(os.path.relpath(root / image.replace("\\", "/"), root)).as_posix()
+
+
+def pictures(root: Path, more: Collection[str] = ()) -> list[str]:
+    """Paths under root with a picture's suffix, folders so named included, sorted.
+
+    Hidden ones are left out; links are followed, but not in circles. more: suffixes, besides those
+    that Pillow reads.
+    """
+    suffixes = {*image_suffixes(), *more}
+    found = (path for path in _below(root) if path.suffix.lower() in suffixes)
+    return [path.relative_to(root).as_posix() for path in found]
+
+
+def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    within = above | {os.path.realpath(folder)}
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        yield path
+        if path.is_dir() and os.path.realpath(path) not in within:
+            yield from _below(path, within)
 
 
 def empty_cells(row: int, cells: Mapping[str, str], columns: Sequence[str]) -> list[str]:

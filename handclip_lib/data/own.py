@@ -1,10 +1,8 @@
 """Reader of one's own photographs: a CSV, or a folder for each person."""
 
-import os
-import posixpath
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,17 @@ from handclip_lib.data.check import (
     check_images,
     empty_cells,
     finish,
-    image_suffixes,
+    pictures,
     read_rows,
+    relative,
     repeated,
     sample,
 )
 from handclip_lib.schema_base import did_you_mean
 
 LARGEST_PID = 9_999_999  # the distractors of gallery_all lie above
-_UNREAD = {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # cameras' own formats
+# Cameras' own formats: the check of the files says that they can't be read
+_UNREAD = {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 _FLAGS = ("accessories", "distractor")  # 1: left out of a split; 1: only ever in the gallery
 
 
@@ -81,7 +81,7 @@ def _from_csv(path: Path) -> _Read:
             wrong.append(f"row {line}: unknown aspect '{told}'{near}; one of {', '.join(ASPECTS)}")
         problems += wrong
         if not wrong:
-            image = _relative(cells.pop("image"), path.parent)
+            image = relative(cells.pop("image"), path.parent)
             fixed = {"image": image, "pid": cells.pop("pid"), "aspect": aspect, "dataset": "own"}
             lines.append(line)
             rows.append(fixed | {k: v for k, v in cells.items() if k not in fixed})
@@ -91,7 +91,7 @@ def _from_csv(path: Path) -> _Read:
 def _from_folder(root: Path) -> _Read:
     rows: list[dict[str, Any]] = []
     problems = []
-    for image in _photographs(root):
+    for image in pictures(root, _UNREAD):
         folders = image.split("/")[:-1]
         persons = [f for f in folders if not aspect_of(f)]
         if len(persons) != 1 or len(folders) > 2:
@@ -106,27 +106,8 @@ def _from_folder(root: Path) -> _Read:
     return list(range(1, len(rows) + 1)), rows, problems
 
 
-def _photographs(root: Path) -> Iterator[str]:
-    """Paths with a picture's suffix under root, folders included, sorted; hidden ones left out."""
-    suffixes = image_suffixes() | _UNREAD  # the check of the files says what cannot be read
-    found = []
-    for folder, inner, files in os.walk(root, followlinks=True):
-        here = Path(folder).relative_to(root)
-        # three levels tell all there is to know, and end a link that leads in circles
-        inner[:] = [d for d in inner if not d.startswith(".") and len(here.parts) < 3]
-        found += [here / f for f in [*files, *inner] if not f.startswith(".")]
-    return (p.as_posix() for p in sorted(found) if p.suffix.lower() in suffixes)
-
-
 def _taken(column: str) -> str:
     return f"column '{column}' is ours in the table, and yours would be lost: rename it"
-
-
-def _relative(image: str, root: Path) -> str:
-    path = image.replace("\\", "/")
-    if os.path.isabs(path):
-        path = Path(os.path.relpath(path, root)).as_posix()
-    return posixpath.normpath(path)
 
 
 def _number_persons(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,5 @@
 """Photographs of which little need be known: a folder, a CSV, or one file by its path."""
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +10,10 @@ from handclip_lib.data.check import (
     aspect_of,
     check_images,
     finish,
-    image_suffixes,
     listed,
+    pictures,
     read_rows,
+    relative,
     repeated,
 )
 from handclip_lib.data.tables import read_11k
@@ -52,8 +52,7 @@ def _from_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
         if not cells["image"]:
             problems.append(f"row {line}: the cell 'image' is empty")
             continue
-        image = Path(os.path.relpath(path.parent / cells["image"], path.parent)).as_posix()
-        person = cells.get("pid", "")
+        image, person = relative(cells["image"], path.parent), cells.get("pid", "")
         rows.append({"image": image, "person": person, "aspect": aspect_of(told) or ""})
         lines.append(line)
     twice = repeated(zip(lines, (row["image"] for row in rows), strict=True))
@@ -62,7 +61,7 @@ def _from_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
 
 def _from_folder(root: Path) -> list[dict[str, str]]:
     rows = []
-    for image in _pictures(root):
+    for image in pictures(root):
         folders = image.split("/")[:-1]
         others = [folder for folder in folders if not aspect_of(folder)]
         aspects = [name for folder in folders if (name := aspect_of(folder))]
@@ -72,21 +71,6 @@ def _from_folder(root: Path) -> list[dict[str, str]]:
     if "" in persons or len(persons) < 2:
         rows = [row | {"person": ""} for row in rows]
     return rows
-
-
-def _pictures(root: Path) -> list[str]:
-    """Paths under root with a picture's suffix, sorted; links are followed, each folder once."""
-    suffixes, found, seen = image_suffixes(), [], set()
-    for folder, inner, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        names = [f for f in files if Path(f).suffix.lower() in suffixes and not f.startswith(".")]
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
-    return sorted(found)
 
 
 def check_sides(table: pd.DataFrame) -> None:
