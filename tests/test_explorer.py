@@ -19,7 +19,7 @@ from PIL import Image
 from handclip_lib.data.splits import make_manifest
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate import protocol
-from handclip_lib.evaluate.explanation import looked
+from handclip_lib.evaluate.explanation import held_against, maps_of
 from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import load_encoder
 from handclip_lib.params import load
@@ -101,8 +101,8 @@ def test_maps_and_pictures_follow_the_list(known):
     }
     tower, space = (known.encoder(RIGHT), known.store(RIGHT)), known.space(RIGHT)
     for k, other in ((0, images[1]), (1, query), (4, query)):  # each against the other side
-        alone = looked(*tower, images[k : k + 1], space.of([other]), known.fabric)[1]
-        for kind, maps in alone.items():
+        held = held_against(*tower, images[k : k + 1], space.of([other]), known.fabric)[1]
+        for kind, maps in maps_of(held)[0].items():
             close = {"rtol": 0, "atol": 0.1 * maps.max()}  # the toy towers see little apart
             np.testing.assert_allclose(found.maps[kind][k], maps[0], **close)
     assert found.note == "gallery of draw 0" and not found.left_out

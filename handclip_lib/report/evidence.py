@@ -141,9 +141,9 @@ def _beside(first: Mapping[str, str], second: Mapping[str, str], instrument: Ins
     told = {"image": names, "aspect": [first["aspect"], second["aspect"]]}
     table = pd.DataFrame(told).drop_duplicates("image")
     table.attrs = {"root": Path(names[0]).anchor, "title": ""}
-    z = instrument.features(table)[[0, -1]]
+    other = instrument.features(table)[[-1, 0]]  # a row for each side
     store, fabric = open_store(table, encoder.preprocess), make_fabric(Params())
-    seen = look(encoder, store, names, z[::-1], fabric, instrument.feature)
+    seen = look(encoder, store, names, other, fabric, instrument.feature)
     facing, why = None, ""
     try:
         facing = faced(seen)
