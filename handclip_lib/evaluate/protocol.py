@@ -87,17 +87,31 @@ def ranking(
     """The first `top` gallery entries of every query of one draw, for pictures of ranked lists.
 
     Columns `query, pid, rank` (1-based), `gallery` (image), `gallery_pid, similarity, correct,
-    rank_of_first_match`; a query's rows follow each other. Raises ValueError on an unknown draw.
+    rank_of_first_match`; a query's rows follow each other. Raises ValueError on an unknown draw,
+    and as `retrieval_metrics`.
     """
     found = [part for part in _draws(manifest, gallery) if part[0] == draw]
     if not found:
         raise ValueError(f"the manifest has no queries of draw {draw}")
     _, query, entries = found[0]
     sim = _similarity(features, _index(features, images), query, entries)  # (Q, G)
-    order = rank_gallery(sim)[:, :top]  # (Q, k)
-    scores = retrieval_metrics(sim, query["pid"], entries["pid"])["per_query"]
+    retrieval_metrics(sim, query["pid"], entries["pid"])  # refuses a query without a match
+    return first_answers(query, entries, sim, top)
+
+
+def first_answers(
+    query: pd.DataFrame, entries: pd.DataFrame, sim: npt.NDArray[np.floating], top: int
+) -> pd.DataFrame:
+    """The first `top` entries of each query, with the columns of `ranking`.
+
+    query, entries: columns `image, pid`; sim: (Q, G). `rank_of_first_match` is 0 without a match.
+    """
+    order = rank_gallery(sim)  # (Q, G)
+    right = entries["pid"].to_numpy()[order] == query["pid"].to_numpy()[:, None]
+    first = np.where(right.any(axis=1), right.argmax(axis=1) + 1, 0)
+    order = order[:, :top]  # (Q, k)
     k, taken = order.shape[1], order.ravel()
-    frame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "query": np.repeat(query["image"].to_numpy(), k),
             "pid": np.repeat(query["pid"].to_numpy(), k),
@@ -105,10 +119,10 @@ def ranking(
             "gallery": entries["image"].to_numpy()[taken],
             "gallery_pid": entries["pid"].to_numpy()[taken],
             "similarity": np.take_along_axis(sim, order, axis=1).ravel(),
-            "rank_of_first_match": np.repeat(scores["rank"], k),
+            "rank_of_first_match": np.repeat(first, k),
+            "correct": right[:, :top].ravel(),
         }
     )
-    return frame.assign(correct=frame["pid"] == frame["gallery_pid"])
 
 
 def similarities(

@@ -18,7 +18,6 @@ from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.store import Store, StoreError, open_store
 from handclip_lib.evaluate import embed, protocol
 from handclip_lib.evaluate.explanation import held_against, maps_of
-from handclip_lib.evaluate.retrieval import rank_gallery
 from handclip_lib.models.clip import Encoder
 from handclip_lib.report.lineup import Contender, finished_models, lineup
 from handclip_lib.report.projections import TITLES, project
@@ -223,21 +222,7 @@ def ranked(
     """
     both = pd.concat([query.assign(split="query"), entries.assign(split="gallery")])
     _, _, _, sim = next(protocol.similarities(features, images, both.assign(draw=0)))
-    order = rank_gallery(sim)[0]
-    right = (entries["pid"].to_numpy() == query["pid"].iloc[0])[order]
-    few = order[:top]
-    return pd.DataFrame(
-        {
-            "query": query["image"].iloc[0],
-            "pid": query["pid"].iloc[0],
-            "rank": np.arange(1, len(few) + 1),
-            "gallery": entries["image"].to_numpy()[few],
-            "gallery_pid": entries["pid"].to_numpy()[few],
-            "similarity": sim[0, few],
-            "rank_of_first_match": int(right.argmax()) + 1 if right.any() else 0,
-            "correct": right[:top],
-        }
-    )
+    return protocol.first_answers(query, entries, sim, top)
 
 
 def same_lists(asked: Sequence[pd.DataFrame], ranking: pd.DataFrame) -> bool:
