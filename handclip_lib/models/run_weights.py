@@ -9,26 +9,27 @@ from handclip_lib.schema_base import did_you_mean
 
 
 def find_encoder(source: str, pretrained: str = "", variant: str = "") -> Encoder:
-    """The encoder that `source` names: a run folder, or whatever `load_encoder` takes.
+    """The encoder of what `find_weights` finds. Raises as that does, else as `load_encoder`."""
+    return load_encoder(find_weights(source, pretrained, variant), pretrained)
+
+
+def find_weights(source: str, pretrained: str = "", variant: str = "") -> str:
+    """The weights file of a run folder; whatever else `source` is, `load_encoder` takes it.
 
     pretrained: as in `load_encoder`; variant: which of a run folder's checkpoints/*.pth.
-    Raises ParamError where that is not one file, else as `load_encoder`.
+    Raises ParamError where that is not one file.
     """
     path = Path(source).expanduser()
     if path.is_dir() and not (path / CONFIG).is_file():
         if pretrained:
             raise ParamError(f"{path} is a run folder with weights of its own: no --pretrained")
-        return load_encoder(str(checkpoint_of(path, variant)))
+        return str(_checkpoint_of(path, variant))
     if variant:
         raise ParamError(f"--variant chooses among the weights of a run folder; {source} is none")
-    return load_encoder(source, pretrained)
+    return source
 
 
-def checkpoint_of(run: Path, variant: str = "") -> Path:
-    """The weights file of a run folder; variant: which of its checkpoints/*.pth.
-
-    Raises ParamError where there is none, or where it has to be said which.
-    """
+def _checkpoint_of(run: Path, variant: str = "") -> Path:
     found = {path.stem: path for path in sorted(run.glob("checkpoints/*.pth"))}
     found.pop("prompts", None)  # of stage 3a: no tower
     if not found:

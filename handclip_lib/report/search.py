@@ -1,7 +1,7 @@
 """Own photographs, searched in a gallery or held against each other, with what that is worth."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from handclip_lib.evaluate.embed import embed, retrieval_features
 from handclip_lib.evaluate.protocol import cosine
 from handclip_lib.evaluate.retrieval import rank_gallery
 from handclip_lib.models.checkpoint import is_ours, read_checkpoint
-from handclip_lib.models.clip import Encoder, encoder_of
-from handclip_lib.models.run_weights import checkpoint_of, find_encoder
-from handclip_lib.models.weights import CONFIG
+from handclip_lib.models.clip import Encoder, encoder_of, load_encoder
+from handclip_lib.models.run_weights import find_weights
 from handclip_lib.params import ParamError, load
 from handclip_lib.report.calibrated import Population, find_population, read_population
 from handclip_lib.report.outside import beyond, fits, has_hand, is_drawn, need_hands, outside
@@ -105,7 +104,7 @@ def open_instrument(
 ) -> Instrument:
     """The tower that is asked for, with its calibration, where a study has left one.
 
-    model: whatever `find_encoder` takes; empty: stage 1 of the study (`demo` unless told), or its
+    model: whatever `find_weights` takes; empty: stage 1 of the study (`demo` unless told), or its
     tower where there is none. calibration: a run folder of notebook 06; empty: what the model's own
     study, or the one told, holds for the aspect. Raises as these do, and ParamError on a study or
     an aspect that is not there.
@@ -153,10 +152,8 @@ def search(
         raise TableError(f"{gallery} holds nothing but the query itself: there is nothing to rank")
     left = table[~copy].reset_index(drop=True)
     ranking = _ranking(left, cosine(z, others[~copy])[0], top)
-    withheld, remarks = _outside_of_search(instrument, asked, table)
+    withheld, remarks = _judged(instrument, [asked], ranking["similarity"].iloc[0], table)
     ranking["llr"] = _ratios(instrument.population, ranking, withheld)
-    if instrument.population is not None and not withheld:
-        remarks += list(beyond(instrument.population, float(ranking["similarity"].iloc[0])))
     people = int(left.loc[left["person"] != "", "person"].nunique())
     copies = tuple(table.loc[copy, "image"])
     return Search(asked, ranking, len(left), people, copies, withheld, tuple(remarks))
@@ -176,13 +173,7 @@ def compare(
         need_hands(paths)
     z = [instrument.features(photograph) for photograph in both]
     similarity = float(cosine(*z)[0, 0])
-    withheld, remarks = instrument.why, list[str]()
-    if instrument.population is not None:
-        reasons, remarks = outside(instrument.population, both)
-        withheld = "; ".join(reasons)
-        remarks += list(beyond(instrument.population, similarity))
-    if not all(has_hand(path) for path in paths):
-        withheld = "no hand was found in one of the photographs"
+    withheld, remarks = _judged(instrument, both, similarity)
     if paths[0].samefile(paths[1]):
         withheld, remarks = f"both are one file: {COPY}", []
     elif len({instrument.pixels_seen(photograph)[0] for photograph in both}) == 1:
@@ -198,14 +189,10 @@ def _tower(p: Params, model: str, pretrained: str, variant: str) -> tuple[Path |
     """The weights file, where there is one, and the encoder."""
     if not model:
         file = run_folder("02_stage1", p) / "checkpoints" / "stage1.pth"
-        return (file, find_encoder(str(file))) if file.is_file() else (None, encoder_of(p.model))
-    path = Path(model).expanduser()
-    if path.is_dir() and not (path / CONFIG).is_file() and not pretrained:
-        path = checkpoint_of(path, variant)
-        return path.resolve(), find_encoder(str(path))
-    encoder = find_encoder(model, pretrained, variant)
-    file = Path(pretrained or model).expanduser()
-    return (file.resolve() if file.is_file() else None), encoder
+        return (file, load_encoder(str(file))) if file.is_file() else (None, encoder_of(p.model))
+    source = find_weights(model, pretrained, variant)
+    file = Path(pretrained or source).expanduser()
+    return (file.resolve() if file.is_file() else None), load_encoder(source, pretrained)
 
 
 def _study_of(file: Path) -> Path | None:
@@ -246,17 +233,24 @@ def _ranking(table: pd.DataFrame, similarity: np.ndarray, top: int) -> pd.DataFr
     )
 
 
-def _outside_of_search(
-    instrument: Instrument, asked: pd.DataFrame, table: pd.DataFrame
+def _judged(
+    instrument: Instrument,
+    asked: Sequence[pd.DataFrame],
+    similarity: float,
+    gallery: pd.DataFrame | None = None,
 ) -> tuple[str, list[str]]:
+    """Why there is no ratio for these photographs (empty: there is one), and remarks."""
     population = instrument.population
     if population is None:
         return instrument.why, []
-    if not has_hand(_paths(asked)[0]):
-        return "no hand was found in the query", []
-    reasons, remarks = outside(population, [asked])
-    if is_drawn(table) != is_drawn(asked):
+    without = [path.name for one in asked for path in _paths(one) if not has_hand(path)]
+    if without:
+        return f"no hand was found in {' and '.join(without)}", []
+    reasons, remarks = outside(population, asked)
+    if gallery is not None and is_drawn(gallery) != is_drawn(asked[0]):
         reasons.append("either the query or the gallery is drawn hands, the other one is not")
+    if not reasons:
+        remarks += beyond(population, similarity)
     return "; ".join(reasons), remarks
 
 
