@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from handclip_lib.data.check import quantity
 from handclip_lib.report.plan import Task
 from handclip_lib.report.runs import read_json, reports_root
 
@@ -73,7 +74,7 @@ def told(
     seconds = seconds_of(tasks)
     words = {t.key: in_words(seconds[t.key]) if t.key in seconds else "unknown" for t in tasks}
     unknown = len(tasks) - len(seconds)
-    line = f"{len(tasks)} run{'s' if len(tasks) != 1 else ''}, {jobs} at a time: "
+    line = f"{quantity(len(tasks), 'run')}, {jobs} at a time: "
     if not seconds:
         return words, f"{line}unknown, {unknown} not timed before" if tasks else "nothing to do"
     line += f"about {in_words(_START_S + simulated(before, seconds, jobs))}"

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
 
 from handclip_lib.aspects import ASPECTS
+from handclip_lib.data.check import quantity
 from handclip_lib.report import explorer_plots
 from handclip_lib.report.explorer import Answer, Explored, Scene, answer, answer_own, inside
 from handclip_lib.report.explorer_board import SIDE, Board, make_board, offers
@@ -138,12 +139,9 @@ def _show_thumbnails(board: Board) -> None:
         button.description, button.tooltip = f"person {row['pid']}", row["image"]
     board.thumbs.children = board.buttons[: len(images)]
     board.now["shown"] = images
-    board.now["said"] = _counted(facts["pid"].nunique(), len(images)) if images else _HINT
-
-
-def _counted(persons: int, photographs: int) -> str:
-    some = f"{photographs} photograph{'' if photographs == 1 else 's'}"
-    return f"{some} of {persons} person{'' if persons == 1 else 's'}"
+    persons = quantity(facts["pid"].nunique(), "person")
+    found = f"{quantity(len(images), 'photograph')} of {persons}"
+    board.now["said"] = found if images else _HINT
 
 
 def _button(board: Board, place: int) -> widgets.Button:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from handclip_lib.aspects import ASPECTS
+from handclip_lib.data.check import quantity
 from handclip_lib.report.page import facts, provenance
 from handclip_lib.report.results import Finished
 from handclip_lib.report.runs import HEADER, read_json
@@ -61,7 +62,7 @@ def _told(runs: list[Finished]) -> str:
     tags = dict.fromkeys(run.metrics["tag"] or "no tag" for run in runs)
     words = html.escape(", ".join(tags))
     first = html.escape(runs[0].anchor)
-    return f'<a href="#{first}">{words}</a><small>{len(runs)} run{"s" * (len(runs) > 1)}</small>'
+    return f'<a href="#{first}">{words}</a><small>{quantity(len(runs), "run")}</small>'
 
 
 def hashes(runs: list[Finished]) -> str:
