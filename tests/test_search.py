@@ -12,12 +12,15 @@ import torch
 from PIL import Image, ImageDraw
 
 from handclip_lib import cli
+from handclip_lib.data.check import TableError
 from handclip_lib.data.drawn.dataset import COMMENT
 from handclip_lib.data.photographs import one_photograph, read_photographs
 from handclip_lib.evaluate.calibration import apply, fit_logistic
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.params import load
 from handclip_lib.report import calibrated, outside
+from handclip_lib.report.calibrated import Met
+from handclip_lib.report.outside import entries_met
 from handclip_lib.report.runs import resolved
 from handclip_lib.report.search import Instrument, compare, open_instrument, search
 from handclip_lib.report.spaces import maker
@@ -192,6 +195,28 @@ def test_another_aspect_than_the_calibrations_has_no_ratio(weighed, photographs)
     unknown = compare(weighed, *sides)
     assert unknown.llr is not None
     assert "nothing says which aspect 0.png shows" in " ".join(unknown.remarks)
+
+
+def test_what_a_photographs_folder_says_is_not_overruled(weighed, photographs, tmp_path):
+    (tmp_path / "palmar_l").mkdir()
+    for name in ("a", "b"):
+        source = photographs / "gallery" / "p0" / f"{'01'[name == 'b']}.png"
+        (tmp_path / "palmar_l" / f"{name}.png").write_bytes(source.read_bytes())
+    sides = [tmp_path / "palmar_l" / f"{name}.png" for name in ("a", "b")]
+    assert "palmar left" in compare(weighed, *sides).withheld.lower()
+    with pytest.raises(TableError, match="shows palmar_l by its data or folder, not dorsal_r"):
+        compare(weighed, *sides, aspect="dorsal_r")
+
+
+def test_entries_that_the_study_knows_are_told():
+    known = [Met(True, True), Met(True, False), Met(False, True), Met(False, False)]
+    told = list(entries_met(known))
+    assert [line[: line.index("photograph")] for line in told] == [
+        "without a ratio: 1 ",
+        "1 ",
+        "2 ",
+    ]
+    assert list(entries_met([])) == []
 
 
 def test_drawn_hands_and_photographs_are_two_populations(reports, tiny, photographs, tmp_path):

@@ -88,9 +88,9 @@ def check_sides(table: pd.DataFrame) -> None:
 def one_photograph(path: Path, aspect: str = "") -> pd.DataFrame:
     """A photograph as a table of one row, with the columns of `read_photographs`.
 
-    aspect: what it shows, where that is known; else what a HandInfo.csv above its folder says of
-    it, or the name of its folder. Raises FileNotFoundError, or TableError on what is no whole
-    picture.
+    aspect: what it shows, where neither a HandInfo.csv above its folder nor the name of its folder
+    says so. Raises FileNotFoundError, or TableError on what is no whole picture, and where they
+    contradict.
     """
     path = Path(path).expanduser().resolve()
     if path.is_dir():
@@ -98,7 +98,10 @@ def one_photograph(path: Path, aspect: str = "") -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"no photograph {path}")
     person, told = _told(path)
-    row = {"image": path.name, "person": person, "aspect": aspect or told}
+    told = "" if told == "hand" else told
+    if not (told.startswith(aspect) or aspect.startswith(told)):
+        raise TableError(f"{path} shows {told} by its data or folder, not {aspect}")
+    row = {"image": path.name, "person": person, "aspect": max(told, aspect, key=len)}
     return finish([row], path.parent, "", check_images(path.parent, [("", path.name)]))
 
 

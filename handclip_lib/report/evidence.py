@@ -54,6 +54,7 @@ def search_page(found: Search, instrument: Instrument, file: Path) -> Path:
     sentences = list(of_search(found, instrument))
     colours = _colours(found.ranking["person"])
     cards = [_card(dict(row), colours[row["person"]]) for _, row in found.ranking.iterrows()]
+    weighed = found.ranking.loc[found.ranking["llr"].notna(), "similarity"].tolist()
     same = "Frames of one colour: photographs of one person. " if any(colours) else ""
     body = (
         f'<h2>Query</h2><div class="cards two">{_card(query, INK)}</div>'
@@ -61,7 +62,7 @@ def search_page(found: Search, instrument: Instrument, file: Path) -> Path:
         f'<p class="soft">{same}The order says who resembles most, not who it is.</p>'
         f'<div class="cards">{"".join(cards)}</div>'
         f"{_beside(query, dict(first), instrument)}"
-        f"{_calibration(instrument, found.ranking['similarity'].tolist(), found.withheld)}"
+        f"{_calibration(instrument, weighed, found.withheld)}"
     )
     name = found.query["image"].iloc[0]
     sides = [query, dict(first)]
@@ -91,7 +92,7 @@ def ratio_line(population: Population, similarities: Sequence[float], title: str
     """
     fig, axes = canvas(title, size=(7.0, 3.2))
     ax, (low, high) = axes[0, 0], population.scores
-    x = np.linspace(min(low, *similarities) - 0.02, max(high, *similarities) + 0.02, 400)
+    x = np.linspace(min([low, *similarities]) - 0.02, max([high, *similarities]) + 0.02, 400)
     ax.axvspan(low, high, color=QUIET, alpha=0.35, linewidth=0)
     ax.axhline(0, color=INK, linewidth=1)
     ax.plot(x, apply(population.calibration, x), color=PALETTE[0], linewidth=1.8)

@@ -6,6 +6,7 @@ RUN.failed where it failed, and neither where it was stopped. Whoever stops it, 
 called it, ends the run in order.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -38,9 +39,9 @@ def main(arguments: Sequence[str]) -> int:
             env = dict.fromkeys(_THREADS, threads) | os.environ
             if mine:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-            _write(place / f"{key}.start", {"gpus": mine, "host": socket.gethostname()})
+            _write(place / f"{key}.start", {"gpus": list(mine), "host": socket.gethostname()})
             since = time.monotonic()
-            status = _carried_out(run["command"], env)
+            status = _carried_out(run["command"], env, list(mine.values()))
     except KeyboardInterrupt:
         return 130
     seconds = round(time.monotonic() - since, 2)
@@ -52,13 +53,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def gpus(known: Sequence[str], count: int, locks: Path) -> Iterator[list[str]]:
-    """`count` of the known GPUs that no other run on this machine has; waits for them.
+def gpus(known: Sequence[str], count: int, locks: Path) -> Iterator[dict[str, int]]:
+    """{GPU: its lock, an open file} of `count` known ones that no other run here has; waits.
 
-    An empty list where none are known: then the run sees what the machine shows it. A killed run
-    leaves its GPU free, since the system lets go of its locks.
+    Empty where none are known: then the run sees what the machine shows it. The system lets go of a
+    lock when whoever has its file open has ended: the run is given it, so that a GPU stays taken
+    while a run lives whose caller was killed. Raises ValueError where `count` are not known.
     """
-    held: list[tuple[str, FileLock]] = []
+    if known and count > len(known):
+        raise ValueError(f"a run wants {count} GPUs, and there are {len(known)}")
+    held: dict[str, int] = {}
     host = socket.gethostname()
     locks.mkdir(parents=True, exist_ok=True)
     try:
@@ -67,30 +71,31 @@ def gpus(known: Sequence[str], count: int, locks: Path) -> Iterator[list[str]]:
                 held = _free(known, count, locks, host)
             if len(held) < count:
                 _release(held)
-                held = []
+                held = {}
                 time.sleep(0.5)
-        yield [gpu for gpu, _ in held]
+        yield held
     finally:
         _release(held)
 
 
-def _free(known: Sequence[str], count: int, locks: Path, host: str) -> list[tuple[str, FileLock]]:
-    held = []
+def _free(known: Sequence[str], count: int, locks: Path, host: str) -> dict[str, int]:
+    held = {}
     for gpu in known:
-        lock = FileLock(locks / f"{host}-{gpu}.lock")
+        lock = os.open(locks / f"{host}-{gpu}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
             continue
-        held.append((gpu, lock))
+        held[gpu] = lock
         if len(held) == count:
             break
     return held
 
 
-def _release(held: Sequence[tuple[str, FileLock]]) -> None:
-    for _, lock in held:
-        lock.release()
+def _release(held: Mapping[str, int]) -> None:
+    for lock in held.values():
+        os.close(lock)
 
 
 def _wait_for(lock: Path) -> None:
@@ -103,10 +108,12 @@ def _wait_for(lock: Path) -> None:
         print(f"still held: {lock}", flush=True)
 
 
-def _carried_out(command: Sequence[str], env: Mapping[str, str]) -> int:
+def _carried_out(command: Sequence[str], env: Mapping[str, str], locks: Sequence[int]) -> int:
     """The command's exit status; it ends when this is stopped or has lost who called it."""
     parent = os.getppid()
-    child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=locks
+    )
     try:
         while True:
             try:

@@ -59,6 +59,8 @@ def thresholds(
             )
         except TooFewPairs as error:
             print(f"no threshold for {one.name}: {error}; raise comparison.fmr")
+        except ValueError as error:  # of scores that are all alike
+            print(f"no threshold for {one.name}: {error}")
         else:
             chosen[one.name] = made
     return chosen

@@ -1,6 +1,7 @@
 """Whether photographs belong to the population of a calibration, and what no comparison can say."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from handclip_lib.aspects import ASPECTS, CHAIN
-from handclip_lib.data.check import DRAWN
+from handclip_lib.data.check import DRAWN, quantity
 from handclip_lib.data.foreground import find_hand
 from handclip_lib.data.preprocess import to_rgb
 from handclip_lib.data.store import open_store
@@ -16,7 +17,7 @@ from handclip_lib.device import make_fabric
 from handclip_lib.evaluate.embed import embed
 from handclip_lib.evaluate.zeroshot import ensemble, text_classifier
 from handclip_lib.models.clip import load_encoder
-from handclip_lib.report.calibrated import Population, signed
+from handclip_lib.report.calibrated import Met, Population, signed
 from handclip_lib.schema import Params
 
 UNKNOWN = ("", "hand")  # aspects that say nothing
@@ -29,6 +30,8 @@ LIMITS = (
     " session, with one camera and light; photographs of a case were not, and then it overstates.",
     "A picture that somebody mirrored passes for one of the other hand. Left and right hand of a"
     " person count as two hands.",
+    "Who the model was trained on is known here by files alone. Another photograph of such a person"
+    " passes for a stranger's, and its ratio is not to be trusted.",
     "Whatever lies on a plain background passes for a hand. That a hand was found does not say it"
     " is one.",
     "Maps and lines show where this network's cosine comes from. They are no characteristics such"
@@ -112,6 +115,19 @@ def beyond(population: Population, similarity: float) -> Iterator[str]:
             f"the similarity lies below all of the population's ({signed(low, 3)} at least): the"
             " photographs may not be of that population"
         )
+
+
+def entries_met(known: Iterable[Met]) -> Iterator[str]:
+    """What to say of a ranking with photographs that the population's study knows."""
+    sorts = Counter((met.trained, met.certain) for met in known)
+    if count := sorts[True, True]:
+        yield f"without a ratio: {quantity(count, 'photograph')} that the model was trained on"
+    if count := sorts[True, False]:
+        told = "named as in the model's training set: if it is that one, their ratios mean nothing"
+        yield f"{quantity(count, 'photograph')} {told}"
+    if count := sorts[False, True] + sorts[False, False]:
+        told = "that made the calibration, by file or by name, which flatters the ratios"
+        yield f"{quantity(count, 'photograph')} {told}"
 
 
 def is_drawn(table: pd.DataFrame) -> bool:

@@ -21,8 +21,16 @@ from handclip_lib.models.checkpoint import is_ours, read_checkpoint
 from handclip_lib.models.clip import Encoder, encoder_of, load_encoder
 from handclip_lib.models.run_weights import find_weights
 from handclip_lib.params import ParamError, load
-from handclip_lib.report.calibrated import Population, find_population, read_population
-from handclip_lib.report.outside import beyond, fits, has_hand, is_drawn, need_hands, outside
+from handclip_lib.report.calibrated import Met, Population, find_population, read_population
+from handclip_lib.report.outside import (
+    beyond,
+    entries_met,
+    fits,
+    has_hand,
+    is_drawn,
+    need_hands,
+    outside,
+)
 from handclip_lib.report.runs import reports_root, run_folder
 from handclip_lib.report.spaces import maker
 from handclip_lib.schema import Params
@@ -153,7 +161,11 @@ def search(
     left = table[~copy].reset_index(drop=True)
     ranking = _ranking(left, cosine(z, others[~copy])[0], top)
     withheld, remarks = _judged(instrument, [asked], ranking["similarity"].iloc[0], table)
-    ranking["llr"] = _ratios(instrument.population, ranking, withheld)
+    ranking["llr"] = np.nan
+    if instrument.population is not None and not withheld:
+        known = instrument.population.met([Path(image) for image in ranking["image"]])
+        ranking["llr"] = _ratios(instrument.population, ranking, known)
+        remarks += entries_met(known.values())
     people = int(left.loc[left["person"] != "", "person"].nunique())
     copies = tuple(table.loc[copy, "image"])
     return Search(asked, ranking, len(left), people, copies, withheld, tuple(remarks))
@@ -254,13 +266,9 @@ def _judged(
     return "; ".join(reasons), remarks
 
 
-def _ratios(population: Population | None, ranking: pd.DataFrame, withheld: str) -> np.ndarray:
+def _ratios(population: Population, ranking: pd.DataFrame, known: Mapping[Path, Met]) -> np.ndarray:
     """log10 ratios; NaN for entries that show another aspect or no hand, or trained the model."""
-    nothing = np.full(len(ranking), np.nan)
-    if population is None or withheld:
-        return nothing
-    known = population.met([Path(image) for image in ranking["image"]])
     trained = {str(path) for path, met in known.items() if met.trained and met.certain}
     usable = ranking["hand"] & ~ranking["image"].isin(trained)
     usable &= ranking["aspect"].map(lambda aspect: fits(population, aspect))
-    return np.where(usable, apply(population.calibration, ranking["similarity"]), nothing)
+    return np.where(usable, apply(population.calibration, ranking["similarity"]), np.nan)

@@ -83,7 +83,7 @@ def _follow(ranks: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
         said = _said(ranks[0])
         print(decoder.decode(said), end="", flush=True)
         if failed or any(codes):
-            raise _error(failed, codes, folder)
+            raise _error(failed or sorted(folder.glob("*.error")), codes, folder)
         if not said:
             if all(code == 0 for code in codes):
                 return
