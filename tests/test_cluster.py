@@ -1,5 +1,6 @@
 """Studies on Snakemake: cores, GPUs, SLURM, kills and estimates, with toy notebooks."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pandas as pd
@@ -30,28 +32,27 @@ more = {"variants": {"stage1": {"own": own}}}"""
 @pytest.fixture(autouse=True)
 def reports(tmp_path, monkeypatch):
     monkeypatch.setenv("HANDCLIP_REPORTS", str(tmp_path / "reports"))
-    monkeypatch.setattr(study, "command", toy_study.command)
+    monkeypatch.setattr(workflow, "command", toy_study.command)
     monkeypatch.setattr(plan, "library_sha256", lambda: toy_study.LIBRARY)
     toy_study.no_data(monkeypatch)
     return tmp_path / "reports"
 
 
 def _run(tmp_path, *names, source="", **asked):
-    said: list[str] = []
     books = [notebook(tmp_path, name, source) for name in names]
-    status = study.run_study("smoke", books, say=said.append, **asked)
-    return status, "\n".join(said)
+    with redirect_stdout(io.StringIO()) as said:
+        status = study.run_study("smoke", books, **asked)
+    return status, said.getvalue()
 
 
-def test_two_seeds_four_aspects_three_variants_in_one_command(tmp_path, reports):
+def test_two_seeds_four_aspects_three_variants_in_one_command(tmp_path, reports, capsys):
     """Planned, run and tabulated; called again it does nothing."""
     told = {"extends": "smoke", "seeds": [0, 1], "sweep": {"pad": {"model.fit": "pad"}}}
     told["sweep"]["squash"] = {"model.fit": "squash"}
     told["notebooks"] = [notebook(tmp_path, "02_stage1", SCORES)]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(told))
-    said: list[str] = []
-    assert study.run_study(str(tmp_path / "mine.yaml"), jobs=4, say=said.append) == 0
-    ended = [line for line in said if line.startswith("done ")]
+    assert study.run_study(str(tmp_path / "mine.yaml"), jobs=4) == 0
+    ended = [line for line in capsys.readouterr().out.splitlines() if line.startswith("done ")]
     assert len(ended) == 24 and ended[-1].startswith("done   24/24")
     root = reports / "mine"
     rows = pd.read_csv(root / "results.csv", keep_default_na=False)
@@ -60,8 +61,8 @@ def test_two_seeds_four_aspects_three_variants_in_one_command(tmp_path, reports)
     assert list(wide["rank1"].round(6)) == [0.7] * 4
     means = pd.read_csv(root / "means.csv", keep_default_na=False)
     assert (means["seeds"] == 2).all() and (root / "index.html").is_file()
-    again: list[str] = []
-    assert study.run_study(str(tmp_path / "mine.yaml"), say=again.append) == 0
+    assert study.run_study(str(tmp_path / "mine.yaml")) == 0
+    again = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in again] == ["done"] * 24 + ["index:"]
 
 
@@ -168,10 +169,10 @@ def test_gpus_and_profiles_that_are_not_there(tmp_path, monkeypatch):
         ({"executor": "slrm"}, "--executor slrm: one of gpus, kubernetes, local, slurm"),
     ):
         with pytest.raises(ParamError, match=words):
-            study.run_study("smoke", [path], ["dorsal_r"], [0], say=print, **asked)
+            study.run_study("smoke", [path], ["dorsal_r"], [0], **asked)
     monkeypatch.setattr(workflow, "find_spec", lambda name: None)
     with pytest.raises(ParamError, match=r"pip install -c constraints.txt -e '.\[cluster\]'"):
-        study.run_study("smoke", [path], ["dorsal_r"], [0], say=print)
+        study.run_study("smoke", [path], ["dorsal_r"], [0])
     assert workflow.gpus_here("2, 0,2", 1) == ("2", "0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     assert workflow.gpus_here(None, 2) == ("6", "7")
@@ -205,11 +206,11 @@ def test_two_runs_may_write_into_one_history(tmp_path):
 
 FRONT = """import sys; sys.path.insert(0, {tests!r})
 import toy_study
-from handclip_lib.report import plan, study
+from handclip_lib.report import plan, study, workflow
 class Patch:
     setattr = staticmethod(setattr)
 toy_study.no_data(Patch)
-study.command, plan.library_sha256 = toy_study.command, lambda: toy_study.LIBRARY
+workflow.command, plan.library_sha256 = toy_study.command, lambda: toy_study.LIBRARY
 sys.exit(study.run_study("smoke", {books!r}, ["dorsal_r"], [0], executor={executor!r}))"""
 
 

@@ -13,7 +13,7 @@ from toy_study import STAMP, TITLE, no_data, notebook
 
 from handclip_lib.aspects import CHAIN
 from handclip_lib.params import ROOT, ParamError, load
-from handclip_lib.report import plan, study
+from handclip_lib.report import plan, study, workflow
 from handclip_lib.report.results import finished_runs
 from handclip_lib.report.runs import open_run, run_folder
 from handclip_lib.report.stamp import library_sha256
@@ -37,21 +37,20 @@ def reports(tmp_path, monkeypatch):
     return tmp_path / "reports"
 
 
-def test_a_failure_stops_nobody_and_what_is_done_stays(tmp_path, reports):
+def test_a_failure_stops_nobody_and_what_is_done_stays(tmp_path, reports, capsys):
     good = notebook(tmp_path, "00_good", SAVE)
     bad = notebook(tmp_path, "01_bad", "raise ValueError(f'no {aspect} today')")
-    said: list[str] = []
     asked = ([bad, good], ["palmar_l"], [0], 2)
-    assert study.run_study("smoke", *asked, say=said.append) == 1
-    text = "\n".join(said)
+    assert study.run_study("smoke", *asked) == 1
+    text = capsys.readouterr().out
     assert re.search(r"FAILED 1/2   01_bad  palmar_l  seed 0  \d+ s", text), text
     assert re.search(r"done   2/2   00_good  palmar_l", text), text
     assert "ValueError: no palmar_l today" in text
     assert str(reports / "smoke" / "seed0" / "palmar_l" / "01_bad") in text
     assert "1 of 2 runs failed" in text and "index.html" in text
     assert "Not finished" in (reports / "smoke" / "index.html").read_text()
-    again: list[str] = []
-    assert study.run_study("smoke", [good], *asked[1:], say=again.append) == 0
+    assert study.run_study("smoke", [good], *asked[1:]) == 0
+    again = capsys.readouterr().out.splitlines()
     assert "done before" in again[0] and len(again) == 2
 
 
@@ -65,9 +64,9 @@ def _finished(tmp_path, name="00_good"):
     return run.folder
 
 
-def _todo(tmp_path, force=False, source="1", say=lambda line: None):
+def _todo(tmp_path, force=False, source="1"):
     tasks = plan.plan("smoke", [notebook(tmp_path, "00_good", source)], ["dorsal_r"], [0])
-    return plan.remaining(tasks, force, False, say)
+    return plan.remaining(tasks, force, False)
 
 
 def test_the_demo_is_brief_with_all_but_its_first_aspect():
@@ -97,14 +96,15 @@ def test_what_makes_a_run_stay(tmp_path, monkeypatch):
     assert _todo(tmp_path)
 
 
-def test_another_notebook_or_library_is_run_again(tmp_path, monkeypatch):
+def test_another_notebook_or_library_is_run_again(tmp_path, monkeypatch, capsys):
     _finished(tmp_path)
-    said: list[str] = []
-    assert _todo(tmp_path, source="2", say=said.append)
-    assert said == ["again        00_good  dorsal_r  seed 0: notebook or library changed"]
+    assert _todo(tmp_path, source="2")
+    said = capsys.readouterr().out
+    assert said == "again        00_good  dorsal_r  seed 0: notebook or library changed\n"
     assert not _todo(tmp_path)
+    assert capsys.readouterr().out == "done before  00_good  dorsal_r  seed 0\n"
     monkeypatch.setattr(plan, "library_sha256", lambda: "other code")
-    assert _todo(tmp_path, say=said.append) and said[1] == said[0]
+    assert _todo(tmp_path) and capsys.readouterr().out == said
 
 
 def test_other_data_by_another_title_is_run_again(tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_a_sweep_is_the_study_and_each_variant(sweep):
 
 def test_a_variant_is_run_under_its_tag(sweep):
     wide = plan.plan(sweep, None, ["palmar_l"], [1])[1]
-    words = study.command(wide, sweep)
+    words = workflow.command(wide, sweep)
     told = {key: words[words.index(key) + 1] for key in ("--tag", "--seed", "--study", "--aspect")}
     assert told == {"--tag": "wide", "--seed": "1", "--study": sweep, "--aspect": "palmar_l"}
     assert "--no-index" in words, "the page is made once, in the end"
@@ -223,18 +223,17 @@ def test_each_variant_stays_by_its_own_data(sweep, monkeypatch):
     manifest = lambda p, table: p.data.drawn.seed  # noqa: E731
     monkeypatch.setattr(plan.splits, "manifest_for", manifest)
     monkeypatch.setattr(plan.splits, "sha256", lambda manifest: f"of {manifest}")
-    assert not plan.remaining(tasks, False, False, lambda line: None)
+    assert not plan.remaining(tasks, False, False)
     assert sorted(seen) == [0, 5], "each data set is read once"
     monkeypatch.setattr(plan.splits, "sha256", lambda manifest: "of 0")
-    (left,) = plan.remaining(tasks, False, False, lambda line: None)
+    (left,) = plan.remaining(tasks, False, False)
     assert left.params.tag == "other_data"
 
 
-def test_dry_run_runs_nothing(tmp_path, reports):
-    said: list[str] = []
+def test_dry_run_runs_nothing(tmp_path, reports, capsys):
     path = notebook(tmp_path, "00_good", "1")
-    assert study.run_study("smoke", [path], ["dorsal_l"], dry_run=True, say=said.append) == 0
-    assert said == [
+    assert study.run_study("smoke", [path], ["dorsal_l"], dry_run=True) == 0
+    assert capsys.readouterr().out.splitlines() == [
         "would run    00_good  dorsal_l  seed 0  unknown",
         "1 run, 1 at a time: unknown, 1 not timed before",
     ]
@@ -273,7 +272,7 @@ def test_a_variant_takes_from_its_own_and_else_from_the_study_itself(tmp_path):
     assert _after(tasks, "06_eval_rerank.dorsal_r.seed0") == every, "it scores all variants"
 
 
-def test_what_took_from_a_run_is_done_again_with_it(tmp_path, monkeypatch):
+def test_what_took_from_a_run_is_done_again_with_it(tmp_path, capsys):
     tasks = plan.plan("smoke", ["01", "02", "03", "06"], ["dorsal_r"], [0])
     for task in tasks:
         run = open_run(task.notebook.stem, task.params)
@@ -283,9 +282,8 @@ def test_what_took_from_a_run_is_done_again_with_it(tmp_path, monkeypatch):
         (run.folder / "report.html").write_text("x")
 
     def left():
-        said: list[str] = []
-        names = [t.notebook.stem[:2] for t in plan.remaining(tasks, False, False, said.append)]
-        return names, "\n".join(said)
+        names = [t.notebook.stem[:2] for t in plan.remaining(tasks, False, False)]
+        return names, capsys.readouterr().out
 
     assert left()[0] == []
     _change(tasks[1].folder / "report.ipynb")
@@ -317,7 +315,7 @@ def test_ctrl_c_ends_the_children(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' `&` ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
-            study.run_study("smoke", [path], ["dorsal_r"], say=lambda line: None)
+            study.run_study("smoke", [path], ["dorsal_r"])
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 120

@@ -36,7 +36,7 @@ def notebook(folder, name, source):
 
 
 def command(task, study):
-    """As `study.command`, by `toy_run.py`."""
+    """As `workflow.command`, by `toy_run.py`."""
     p = task.params
     head = {"notebook": task.notebook.stem} | {k: getattr(p, k) for k in HEADER[1:]}
     told = {

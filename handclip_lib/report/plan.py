@@ -4,7 +4,7 @@ What is done is not done again: a finished run stays that had today's parameters
 library and manifest, unless what it took from another run is to be made again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,9 +109,7 @@ def needed(task: Task, tasks: Sequence[Task]) -> list[Task]:
     ]
 
 
-def remaining(
-    tasks: Sequence[Task], force: bool, dry_run: bool, say: Callable[[str], None]
-) -> list[Task]:
+def remaining(tasks: Sequence[Task], force: bool, dry_run: bool) -> list[Task]:
     """The runs to be done; the data is read here, so that a missing set is drawn."""
     finished = [task for task in tasks if not force and _is_finished(task)]
     if dry_run and not finished:
@@ -129,7 +127,7 @@ def remaining(
     for task in finished:
         told = why.get(task.folder)
         again = f"again        {task.name}: {told or 'other data'}"
-        say(f"done before  {task.name}" if told is None else again)
+        print(f"done before  {task.name}" if told is None else again)
     return [task for task in tasks if task.folder in why]
 
 

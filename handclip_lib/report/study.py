@@ -5,8 +5,7 @@ pages and tables are made in the end.
 """
 
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -26,7 +25,6 @@ def run_study(
     jobs: int | None = None,
     force: bool = False,
     dry_run: bool = False,
-    say: Callable[[str], None] = print,
     others: Sequence[str] | None = None,
     executor: str = "local",
     gpus: str | None = None,
@@ -42,52 +40,37 @@ def run_study(
     Snakemake, by name or folder; gpus: ids such as `0,1`, each of which one run has at a time.
     """
     tasks = plan(study, notebooks, aspects, seeds, others)
-    todo = remaining(tasks, force, dry_run, say)
+    todo = remaining(tasks, force, dry_run)
     before = {t.key: [other.key for other in needed(t, todo)] for t in todo}
     first = tasks[0].params
     how = _how(executor, gpus, jobs, first, estimate.widest(before))
     if dry_run:
-        return _tell(todo, before, how.jobs or max(1, len(todo)), say)
-    failed = _run(todo, before, how, _portable(study), say) if todo else []
+        return _tell(todo, before, how.jobs or max(1, len(todo)))
+    failed = _run(todo, before, how, _portable(study)) if todo else []
     if any((task.folder / "metrics.json").is_file() for task in tasks):
-        say(f"index: {write_index(first)}")
+        print(f"index: {write_index(first)}")
     if failed:
-        say(f"{len(failed)} of {len(todo)} runs failed:")
+        print(f"{len(failed)} of {len(todo)} runs failed:")
         for task in failed:
-            say(f"  {task.name}: {task.folder}")
+            print(f"  {task.name}: {task.folder}")
     return 1 if failed else 0
 
 
-def _tell(
-    todo: Sequence[Task], before: dict[str, list[str]], jobs: int, say: Callable[[str], None]
-) -> int:
+def _tell(todo: Sequence[Task], before: dict[str, list[str]], jobs: int) -> int:
     words, whole = estimate.told(todo, before, jobs)
     for task in todo:
-        say(f"would run    {task.name}  {words[task.key]}")
-    say(whole)
+        print(f"would run    {task.name}  {words[task.key]}")
+    print(whole)
     return 0
 
 
 def _run(
-    todo: Sequence[Task],
-    before: dict[str, list[str]],
-    how: workflow.How,
-    study: str,
-    say: Callable[[str], None],
+    todo: Sequence[Task], before: dict[str, list[str]], how: workflow.How, study: str
 ) -> list[Task]:
     workflow.check_installed(how)
     p = todo[0].params
-    commands = {task.key: command(task, study) for task in todo}
     with workflow.working_folder(reports_root(p).absolute() / p.study) as folder:
-        return workflow.carry_out(folder, todo, before, commands, how, say)
-
-
-def command(task: Task, study: str) -> list[str]:
-    """The words that run one notebook, whatever its own parameters cell says."""
-    p = task.params
-    words = [sys.executable, "-u", "-m", "handclip_lib.cli", "run", str(task.notebook)]
-    words += ["--aspect", p.aspect, "--study", study, "--seed", str(p.seed)]
-    return [*words, "--tag", p.tag, "--no-index"]
+        return workflow.carry_out(folder, todo, before, study, how)
 
 
 def _how(executor: str, gpus: str | None, jobs: int | None, p: Params, widest: int) -> workflow.How:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -103,13 +103,12 @@ def carry_out(
     folder: Path,
     tasks: Sequence[Task],
     before: Mapping[str, Sequence[str]],
-    commands: Mapping[str, Sequence[str]],
+    study: str,
     how: How,
-    say: Callable[[str], None],
 ) -> list[Task]:
     """Run all tasks in a working folder, none before those it waits for; returns what failed.
 
-    before: {key: keys}; commands: {key: words}. A run whose forerunner failed is run when all
+    before: {key: keys}; study: its name or file. A run whose forerunner failed is run when all
     others are done: it makes what it needs, or fails by itself. Raises RuntimeError with
     Snakemake's last words where that did not start what it could.
     """
@@ -117,16 +116,16 @@ def carry_out(
     while left:
         keys = {task.key for task in left}
         order = {t.key: [b for b in before[t.key] if b in keys] for t in left}
-        _write_plan(folder, left, order, commands, how)
+        _write_plan(folder, left, order, study, how)
         depth = levels(order)
         ends = [key for key in depth if depth[key] == max(depth.values()) > 1]
-        _call(folder, _words(folder, ends, how), left, done, say)
+        _call(folder, _words(folder, ends, how), left, done)
         gone = {*done.finished, *done.failed}
         waiting = [task for task in left if task.key not in gone]
         if any(not set(order[task.key]) & (keys - set(done.finished)) for task in waiting):
             raise RuntimeError(_last_words(folder, waiting))
         for task in waiting:
-            say(f"in spite of  what failed: {task.name}")
+            print(f"in spite of  what failed: {task.name}")
         left = waiting
     return [task for task in tasks if task.key in done.failed]
 
@@ -135,13 +134,13 @@ def _write_plan(
     folder: Path,
     tasks: Sequence[Task],
     order: Mapping[str, Sequence[str]],
-    commands: Mapping[str, Sequence[str]],
+    study: str,
     how: How,
 ) -> None:
     runs = {
         task.key: {
             "folder": str(task.folder.absolute()),
-            "command": list(commands[task.key]),
+            "command": command(task, study),
             "before": list(order[task.key]),
             "gpu": gpus_of(task.params),
         }
@@ -149,6 +148,14 @@ def _write_plan(
     }
     plan = {"threads": how.threads, "gpus": how.gpus, "locks": str(cache_dir() / "gpus")}
     replace_text(folder / "plan.json", json.dumps(plan | {"runs": runs}, indent=1))
+
+
+def command(task: Task, study: str) -> list[str]:
+    """The words that run one notebook, whatever its own parameters cell says."""
+    p = task.params
+    words = [sys.executable, "-u", "-m", "handclip_lib.cli", "run", str(task.notebook)]
+    words += ["--aspect", p.aspect, "--study", study, "--seed", str(p.seed)]
+    return [*words, "--tag", p.tag, "--no-index"]
 
 
 def _words(folder: Path, first: Sequence[str], how: How) -> list[str]:
@@ -171,13 +178,7 @@ def _words(folder: Path, first: Sequence[str], how: How) -> list[str]:
     return words
 
 
-def _call(
-    folder: Path,
-    words: Sequence[str],
-    tasks: Sequence[Task],
-    done: Done,
-    say: Callable[[str], None],
-) -> None:
+def _call(folder: Path, words: Sequence[str], tasks: Sequence[Task], done: Done) -> None:
     """One Snakemake over the plan; whatever interrupts this ends the runs under way, in order."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (folder / "snakemake.log").open("ab") as log:
@@ -191,10 +192,10 @@ def _call(
         )
         try:
             while child.poll() is None:
-                _tell(folder, tasks, done, say)
+                _tell(folder, tasks, done)
                 time.sleep(0.2)
-            _tell(folder, tasks, done, say)
-            _tell_lost(folder, tasks, done, say)
+            _tell(folder, tasks, done)
+            _tell_lost(folder, tasks, done)
         finally:
             _end(child)
 
@@ -209,34 +210,32 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         child.wait()
 
 
-def _tell(folder: Path, tasks: Sequence[Task], done: Done, say: Callable[[str], None]) -> None:
+def _tell(folder: Path, tasks: Sequence[Task], done: Done) -> None:
     """Say what started and ended since the last look."""
     there = set(os.listdir(folder / "runs"))
     gone = {*done.finished, *done.failed}
     for task in (task for task in tasks if task.key not in gone):
         if f"{task.key}.start" in there and task.key not in done.started:
             done.started.add(task.key)
-            say(f"start        {task.name}")
+            print(f"start        {task.name}")
         for ending in (e for e in ("json", "failed") if f"{task.key}.{e}" in there):
             told = read_json(folder / "runs" / f"{task.key}.{ending}")
-            _tell_end(folder, task, ending == "failed", f"{told['seconds']:.0f} s", done, say)
+            _tell_end(folder, task, ending == "failed", f"{told['seconds']:.0f} s", done)
 
 
-def _tell_end(
-    folder: Path, task: Task, failed: bool, words: str, done: Done, say: Callable[[str], None]
-) -> None:
+def _tell_end(folder: Path, task: Task, failed: bool, words: str, done: Done) -> None:
     (done.failed if failed else done.finished).append(task.key)
-    say(f"{'FAILED' if failed else 'done':6s} {done.count:5s} {task.name}  {words}")
+    print(f"{'FAILED' if failed else 'done':6s} {done.count:5s} {task.name}  {words}")
     text = folder / "runs" / f"{task.key}.log"
     if failed and text.is_file():
-        say(_tail(text))
+        print(_tail(text))
 
 
-def _tell_lost(folder: Path, tasks: Sequence[Task], done: Done, say: Callable[[str], None]) -> None:
+def _tell_lost(folder: Path, tasks: Sequence[Task], done: Done) -> None:
     """Runs that started and left no word were killed from outside, by a batch system's limits."""
     lost = [t for t in tasks if t.key in done.started - {*done.finished, *done.failed}]
     for task in lost:
-        _tell_end(folder, task, True, "killed (memory or time of its job?)", done, say)
+        _tell_end(folder, task, True, "killed (memory or time of its job?)", done)
 
 
 def _tail(path: Path, shown: int = _SHOWN) -> str:
