@@ -189,7 +189,7 @@ def test_a_run_of_several_gpus_has_them_all(tmp_path, monkeypatch):
     with pytest.raises(ParamError, match="a run takes 2 GPUs, and there are 1"):
         study._how("local", "0", None, p, 4)
     with gpus(["0", "1", "2"], 2, tmp_path) as mine:
-        assert mine == ["0", "1"]
+        assert list(mine) == ["0", "1"]
 
 
 def test_two_runs_may_write_into_one_history(tmp_path):
