@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 from pydantic import BeforeValidator, Field, field_validator
 
 from handclip_lib.aspects import ASPECTS
@@ -136,27 +137,38 @@ class Params(Node):
             )
         return value
 
-    def table(self) -> pd.DataFrame:
-        """What this run is told: who it is, and every value that is not the default."""
+    def table(self) -> Styler:
+        """What this run is told, whole: who it is, and every value that is not the default.
+
+        A row a branch of the tree (`stage1`, `stage2.variants.ce`), of whose values only those that
+        differ are named.
+        """
         mine, usual = dict(leaves(self.model_dump())), dict(leaves(Params().model_dump()))
-        always = ("aspect", "study", "seed", "tag")
-        rows = {k: v for k, v in mine.items() if k in always or v != usual.get(k)}
-        frame = pd.DataFrame({"value": [_told(v) for v in rows.values()]}, index=pd.Index(rows))
-        return frame.rename_axis("parameter")
+        parts: dict[str, list[str]] = {}
+        for key, value in mine.items():
+            part, _, name = key.rpartition(".")
+            if key in ("aspect", "study", "seed") or value != usual.get(key):
+                parts.setdefault(part or "this run", []).append(f"{name} {_told(value)}")
+        rows = {part: [" · ".join(values)] for part, values in parts.items()}
+        frame = pd.DataFrame.from_dict(
+            rows, orient="index", columns=["where it differs from the defaults"]
+        )
+        look, wraps = "text-align: left; vertical-align: top", "white-space: normal"
+        return frame.style.set_table_styles(
+            [{"selector": "th, td", "props": look}, {"selector": "td", "props": wraps}]
+        )
 
 
-def _told(value: Any) -> str:
-    """A value as a table shows it: of losses only what was said about them."""
-    if not isinstance(value, tuple | list):
-        return str(value)
-    shown = []
-    for one in value:
-        if isinstance(one, Mapping) and "type" in one:
-            more = ", ".join(f"{k} {v}" for k, v in one.items() if k != "type" and v is not None)
-            shown.append(f"{one['type']} ({more})" if more else str(one["type"]))
-        else:
-            shown.append(str(one))
-    return ", ".join(shown)
+def _told(value: Any, between: str = ", ") -> str:
+    """A value as a table shows it: of losses and models only what was said about them."""
+    if isinstance(value, Mapping):
+        said = {k: v for k, v in value.items() if v not in (None, "", (), {})}
+        first = said.pop("type", "") or said.pop("name", "")
+        more = ", ".join(f"{k} {_told(v, ' + ')}" for k, v in said.items())
+        return f"{first} ({more})" if first and more else str(first) or more
+    if isinstance(value, tuple | list):
+        return between.join(_told(one) for one in value) or "–"
+    return str(value) or "–"
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -173,6 +173,13 @@ def test_curves_ring_the_epoch_that_was_kept():
     assert names == ["ce", "ce_triplet"]
 
 
+@pytest.mark.parametrize("loss", [3.4, 0.0])
+def test_a_flat_loss_lies_below_the_upper_edge(loss):
+    flat = _history("a", ["x"], 5).assign(total=loss)
+    top = curves.training_curves([flat], "t").axes[0].get_ylim()[1]
+    assert top > loss + 0.05 * top
+
+
 def test_a_single_loss_of_weight_one_is_drawn_once():
     titles = [ax.get_title("left") for ax in FIGURES["curves of two epochs"]("t").axes]
     assert titles[0] == "x" and "total loss" not in titles

@@ -128,7 +128,8 @@ def test_index_shows_the_numbers_of_the_files(reports):
         shown = models[names[row["aspect"]], row["variant"], "01_baseline"]
         assert shown == [*expected, "", "4", "0"]
     parser = _parsed(text)
-    assert parser.tables["zero-shot"][1][1:] == ["25.0|10.0–40.0", "25.0", "7"]
+    told = ["tiny|dorsal left, palmar right; seed 0", "25.0|10.0–40.0", "25.0", "7"]
+    assert parser.tables["zero-shot"][1:] == [told]  # of the same photographs: once
     _check_page(text, parser, reports / "smoke")
 
 

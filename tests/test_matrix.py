@@ -1,5 +1,6 @@
 """All models in one table, every two against each other, and tables of errors."""
 
+import re
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from handclip_lib.evaluate.explanation import Explanation
 from handclip_lib.evaluate.statistics import paired_test
 from handclip_lib.params import load
-from handclip_lib.report import errors, matrix
+from handclip_lib.report import errors, matrix, summary
 from handclip_lib.report.explain import hand_table
 from handclip_lib.report.lineup import Contender, losses_of
 
@@ -83,6 +84,7 @@ def test_the_heat_is_antisymmetric_and_marks_what_is_sure(tests):
     assert words[column, good].get_fontweight() == "bold"
     assert not words[row, column].get_text().endswith("*")
     assert words[0, 1].get_text() == "0"
+    assert ax.images[0].get_clim()[1] == max(0.05, np.nanmax(np.abs(shown)))  # no full colour below
     alone = matrix.pairwise_heat({}, "Title", "mAP")
     assert "one model alone" in "".join(t.get_text() for t in [*alone.texts, *alone.axes[0].texts])
 
@@ -137,7 +139,7 @@ def test_matrix_table():
     assert found.loc["zero_shot", cost].tolist() == ["–"] * 4
     assert found.loc["both", cost].tolist() == ["60.0", "50", "1,234,567", "812"]
     assert found.loc["old", cost].tolist() == ["0.0", "–", "5", "–"]
-    assert found.loc["both", "mAP, all aspects"] == "60.0 [55.0, 65.0]"
+    assert found.loc["both", "mAP, all aspects"] == "60.0\u00a0[55.0,\u00a065.0]"
     assert found.loc["old", "mAP, all aspects"] == "–"
     assert found.loc["both", "silhouette"] == "0.123" and found.loc["old", "losses"] == "–"
     assert list(found.index) == ["zero_shot", "both", "old"]
@@ -197,9 +199,12 @@ def test_errors_table():
     )
     found = errors.errors_table({"m": rates(), "perfect": nothing}, {"m": SPANS, "perfect": SPANS})
     m, perfect = found.loc["m"], found.loc["perfect"]
-    assert m["EER (%)"] == "5.0 [3.0, 7.0]" and m["AUC (%)"] == "99.0 [98.0, 100.0]"
+    assert (
+        m["EER (%)"] == "5.0\u00a0[3.0,\u00a07.0]"
+        and m["AUC (%)"] == "99.0\u00a0[98.0,\u00a0100.0]"
+    )
     assert m["d′"] == "3.46" and perfect["d′"] == "–"
-    assert m["FNMR at FMR 10 %"] == "20.0 [10.0, 30.0]"
+    assert m["FNMR at FMR 10 %"] == "20.0\u00a0[10.0,\u00a030.0]"
     assert m["FNMR at FMR 0.01 %"] == "too few pairs"
     assert perfect["EER (%)"] == "0.0 (< 0.3)"
     assert perfect["FNMR at FMR 10 %"] == "0.0 (< 0.24)"
@@ -214,7 +219,7 @@ def test_operating_table():
     points = {"one": point | {"threshold_span": [0.12345, 0.12345]}}
     points["many"] = point | {"threshold_span": [-0.1, 0.2]}
     found = errors.operating_table(points)
-    assert found.loc["one"].tolist() == ["0.123", "0.0 (< 1)", "10.0 [5.0, 20.0]", "some"]
+    assert found.loc["one"].tolist() == ["0.123", "0.0 (< 1)", "10.0\u00a0[5.0,\u00a020.0]", "some"]
     assert found.loc["many", "threshold (cosine)"] == "−0.100 to 0.200"
 
 
@@ -240,8 +245,8 @@ def test_open_set_table():
     spans = {"rank1": [0.4, 0.6], "dir_at_fpir": {"1e-1": [0.2, 0.3], "1e-2": None}}
     found = errors.open_set_table({"m": told}, {"m": spans}).loc["m"]
     assert found.tolist() == [
-        "50.0 [40.0, 60.0]",
-        "25.0 [20.0, 30.0]",
+        "50.0\u00a0[40.0,\u00a060.0]",
+        "25.0\u00a0[20.0,\u00a030.0]",
         "too few photographs",
         "1,000",
         "40",
@@ -274,3 +279,12 @@ def test_hand_table():
     both = ["attention", "raises the cosine"]
     none = hand_table({"odd": explained(both)})
     assert none.iloc[:, 0].tolist() == ["it has none"] * 2
+
+
+def test_a_whole_table_keeps_numbers_together_and_gives_prose_room():
+    prose = "a sentence that is longer than any number of this kit is"
+    page = summary.whole(pd.DataFrame({"n": ["12.0"], "notes": [prose]}, index=["a b"])).to_html()
+    assert re.search(r"td\.col0 \{\s*white-space: nowrap;", page)
+    assert re.search(r"td\.col1 \{\s*white-space: normal;\s*min-width", page) and prose in page
+    nothing = summary.whole(pd.DataFrame(), "No row: nobody was asked.").to_html()
+    assert "No row: nobody was asked." in nothing and "<th " not in nothing

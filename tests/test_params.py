@@ -1,6 +1,7 @@
 """Parameters: every study builds, every error says where, every field is read by something."""
 
 import ast
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ save_dir: saved_models/
 def test_every_study_builds(study: str, tag: str) -> None:
     p = load("dorsal_r", study, tag=tag)
     assert (p.aspect, p.study, p.seed, p.tag) == ("dorsal_r", study, 0, tag)
-    assert p.table().loc["study", "value"] == study
+    assert f" · study {study} · " in p.table().data.loc["this run"].item()
     first = params.study_path(study).read_text().splitlines()[0]
     assert first.startswith("# ") and len(first) > 20, f"{study}: its first line says what it is"
 
@@ -267,9 +268,17 @@ def test_overrides_are_not_changed_and_the_tree_survives_json() -> None:
 
 
 def test_the_table_shows_what_differs() -> None:
-    rows = load("palmar_l", "smoke", seed=3, overrides={"split.seed": 5}).table()["value"]
-    assert rows["split.seed"] == "5" and rows["seed"] == "3" and rows["aspect"] == "palmar_l"
-    assert "split.legacy_tree" not in rows
+    change = {"split.seed": 5, "stage1.losses": [{"type": "triplet", "margin": 0.2}]}
+    p = load("palmar_l", "smoke", seed=3, tag="mine", overrides=change)
+    table = p.table()
+    rows = table.data.iloc[:, 0]
+    assert rows["this run"] == "aspect palmar_l · study smoke · seed 3 · tag mine"
+    assert rows["split"] == "mode person_disjoint · seed 5 · draws 3 · select persons"
+    assert rows["stage1"].endswith(" · losses triplet (margin 0.2)")
+    assert rows["comparison"].startswith("models tiny_rn · ") and "device" not in rows
+    assert rows["stage2.variants.mba.augment"].startswith("degrees 0 · translate 0 · scale 1, 1 · ")
+    page = table.to_html()  # whole, whatever pandas' own limits are
+    assert all(html.escape(words) in page for words in rows) and "…" not in page
 
 
 @pytest.mark.parametrize("name", ["ce", "ce_arcface", "ce_triplet", "ce_triplet_center"])

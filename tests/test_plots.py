@@ -89,6 +89,9 @@ FIGURES = {
     "metadata without columns": lambda t: overview.metadata(_table()[["pid", "aspect"]], t),
     "overlap": lambda t: overview.overlap(_leaks(), t),
     "bars": lambda t: plots.retrieval_bars({"a": {"own": _gallery(0.6), "all": _gallery(0.4)}}, t),
+    "rows": lambda t: plots.retrieval_bars(
+        {n: {"own": _gallery(0.6), "all": _gallery(0.4)} for n in "abcd"}, t
+    ),
     "cmc": lambda t: plots.cmc({"a": pd.DataFrame({"draw": [0, 0, 1], "rank": [1, 3, 2]})}, t),
     "similarity": lambda t: plots.similarity_distributions(
         {"own": (RNG.random(50), RNG.random(400)), "all": (RNG.random(2), RNG.random(3))}, t
@@ -117,6 +120,21 @@ def test_bars_show_the_values():
     fig = FIGURES["bars"]("t")
     assert [t.get_text() for t in fig.axes[0].texts] == ["60"] * 4
     assert "20 queries" in fig.axes[0].get_title("left")
+
+
+def test_many_models_have_rows_and_a_colour_a_gallery():
+    few = {n: {"own": _gallery(i / 20), "all": _gallery(0.4)} for i, n in enumerate("abcdefgh")}
+    fig = plots.retrieval_bars(few, "t", ("rank1", "map"))
+    one, other = fig.axes
+    assert [t.get_text() for t in one.get_yticklabels()] == list("abcdefgh")
+    assert not any(t.get_text() for t in other.get_yticklabels())
+    own, others = one.lines
+    np.testing.assert_allclose(own.get_xdata(), [i / 20 for i in range(8)])
+    assert own.get_color() != others.get_color() and len(one.patches) == 0
+    assert [t.get_text() for t in one.texts] == [f"{5 * i}" for i in range(8)] + ["40"] * 8
+    del few["h"]["all"]  # one model was asked in one gallery alone
+    others = plots.retrieval_bars(few, "t", ("rank1", "map")).axes[0].lines[1]
+    np.testing.assert_allclose(others.get_ydata(), np.arange(7) + 0.2)
 
 
 def test_cmc_is_the_mean_of_draws():

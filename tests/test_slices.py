@@ -253,7 +253,7 @@ def test_error_rates_of_groups_have_intervals_over_persons_on_both_sides():
     table = error_table({"kind": found})
     assert table.loc[("kind", "difference"), "FMR (%)"].startswith("a over b: ")
     low, high = (100 * end for end in found["groups"]["a"]["ci95"]["fmr"])
-    shown = f"{100 * rates['a']:.1f} [{low:.1f}, {high:.1f}]"
+    shown = f"{100 * rates['a']:.1f}\u00a0[{low:.1f},\u00a0{high:.1f}]"
     assert table.loc[("kind", "a"), "FMR (%)"] == shown
 
 
@@ -291,6 +291,19 @@ def test_tables_say_where_there_is_no_number():
     errors = error_table(group_errors(make_pairs(), groups, threshold=0.7, minimum=3))
     assert errors.loc[("nail polish", "no"), "FMR (%)"] == "0.0 (< 10)"
     assert errors.loc[("nail polish", "no"), "FNMR (%)"] == "no number"
+
+
+def test_a_group_of_which_nobody_was_asked_for_is_left_out():
+    frame = make_frame(make_table(8))
+    half = dict(zip(frame["image"], frame["pid"].map(lambda p: "ab"[p > 4]), strict=True))
+    found = sliced(frame, {"kind": half | {"other.jpg": "nobody asked"}}, 2, bootstrap=20)
+    assert found["kind"]["groups"]["nobody asked"]["persons"] == 0
+    assert slice_table(found).index.get_level_values(1).tolist() == ["a", "b", "difference"]
+    labels = [t.get_text() for t in slice_intervals(found, "t").axes[0].get_yticklabels()]
+    assert labels == ["kind", "a (4 persons)", "b (4 persons)"]
+    of = by_person({p: "ab"[p > 2] for p in range(6)})["kind"] | {"other.jpg": "nobody asked"}
+    wrong = group_errors(make_pairs(), {"kind": of}, threshold=0.7, minimum=2)
+    assert error_table(wrong).index.get_level_values(1).tolist() == ["a", "b", "difference"]
 
 
 def test_figures_are_of_fixed_size_and_show_every_group():

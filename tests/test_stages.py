@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -17,7 +18,7 @@ from handclip_lib.params import load
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import LossSpec, Stage2
 from handclip_lib.train import learner as learners
-from handclip_lib.train import stages, training
+from handclip_lib.train import selection, stages, training
 from handclip_lib.train.job import study_encoder
 from handclip_lib.train.selection import held_manifest
 
@@ -167,6 +168,18 @@ def test_selection_sees_training_persons_only(manifest):
     only = set(held["pid"].unique()[:1])
     one = manifest[(manifest["split"] != "select") | manifest["pid"].isin(only)]
     assert held_manifest(one) is None
+
+
+def test_that_too_few_are_held_out_is_said_once(manifest, monkeypatch, capsys):
+    rows = manifest["split"] == "select"
+    one = manifest[~rows | (manifest["pid"] == manifest.loc[rows, "pid"].iloc[0])]
+    held = SimpleNamespace(images=["one.jpg"], pids=[7])
+    monkeypatch.setattr(selection, "pictures", lambda *_: held)
+    selection._say.cache_clear()
+    for _ in range(2):  # two variants of a run
+        _, column = selection.scorer(load(study="smoke"), one, None, None, None)
+        assert column == ""
+    assert capsys.readouterr().out.count("held out: 1 of the training persons, too few") == 1
 
 
 def test_test_images_are_never_opened_in_training(train, table, manifest, monkeypatch):

@@ -98,7 +98,8 @@ def _dress(ax: Axes, words: str, is_share: bool, column: str) -> None:
         ax.yaxis.set_major_formatter("{x:g}")
     else:
         low, high = ax.get_ylim()
-        ax.set_ylim(min(0.0, low), high)
+        low = min(0.0, low)
+        ax.set_ylim(low, high + 0.08 * (high - low))  # from 0, even a flat line is below the edge
 
 
 def _key(fig: Figure, ax: Axes, names: list[str], is_marked: bool) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from handclip_lib.evaluate.verification import LEVELS
+from handclip_lib.report.summary import spanned
 
 _FEW, _FEW_SEARCHES = "too few pairs", "too few photographs"
 
@@ -120,4 +121,4 @@ def share(rate: float, span: Sequence[float] | None = None, bound: float | None 
     words = f"{100 * rate:.1f}"
     if bound is not None:
         return f"{words} (< {100 * bound:.2g})"
-    return words if span is None else f"{words} [{100 * span[0]:.1f}, {100 * span[1]:.1f}]"
+    return words if span is None else spanned(rate, span)

@@ -17,6 +17,7 @@ from handclip_lib.report.canvas import BAD, GOOD, INK, PALETTE, QUIET, canvas, s
 from handclip_lib.report.explain import map_grid
 from handclip_lib.report.explorer import Answer
 from handclip_lib.report.galleries import person_name
+from handclip_lib.report.groups import trait_name
 
 _TOOLBAR = 0.08  # of a live figure's width: ipympl's buttons lie on its left
 _WIDTH = 6.0  # inches of the photographs of a sheet: two of them fit side by side
@@ -40,8 +41,10 @@ def plane(points: np.ndarray, values: pd.Series, title: str, onto: Figure | None
     ax.set_yticks([])
     ax.spines[:].set(visible=True, color="#D5DAE1")
     ax.margins(0.06)
-    style = {"ls": "", "marker": "o", "markersize": 6}
-    handles = [Line2D([], [], color=colour, label=name, **style) for name, colour in named.items()]
+    handles = [
+        Line2D([], [], color=colour, label=name, ls="", marker="o", markersize=6)
+        for name, colour in named.items()
+    ]
     if handles:
         fig.legend(handles=handles, loc="outside right upper", title=column_title(values.name))
     count = f"n = {len(points)} photographs"
@@ -57,7 +60,7 @@ def plane(points: np.ndarray, values: pd.Series, title: str, onto: Figure | None
 def _cleared(fig: Figure, title: str) -> Figure:
     """A live figure with new axes, room for its buttons and a title."""
     fig.clear()
-    fig.set_layout_engine("constrained", rect=(_TOOLBAR, 0, 1 - _TOOLBAR, 1))  # type: ignore[arg-type]
+    fig.set_layout_engine("constrained", rect=(_TOOLBAR, 0, 1 - _TOOLBAR, 1))
     fig.suptitle(title, x=_TOOLBAR, ha="left", fontsize=10, fontweight="bold")
     fig.add_subplot()
     return fig
@@ -71,12 +74,12 @@ def faint(fig: Figure, chosen: np.ndarray | None) -> None:
     if chosen is not None:
         rgba[:, 3] = _FAINT
         rgba[chosen, 3] = 1.0
-    dots.set_facecolor(rgba)
+    dots.set(facecolor=rgba)
 
 
 def column_title(column: Any) -> str:
     """What a column of a table is called."""
-    return "person" if column == "pid" else str(column)
+    return "person" if column == "pid" else trait_name(str(column))
 
 
 def colours(values: pd.Series) -> tuple[np.ndarray, dict[str, Any]]:

@@ -14,7 +14,7 @@ from handclip_lib.data.check import quantity
 from handclip_lib.report.canvas import INK, PALETTE, QUIET, canvas, grid_lines, saying, styled
 from handclip_lib.report.errors import share
 from handclip_lib.report.plots import METRICS
-from handclip_lib.report.summary import percent
+from handclip_lib.report.summary import percent, spanned
 
 _SHOWN = ("rank1", "map")
 _TRAITS = {"skinColor": "skin tone", "nailPolish": "nail polish"}
@@ -127,12 +127,12 @@ def slice_table(slices: Mapping[str, Any]) -> pd.DataFrame:
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for trait, found in slices.items():
-        for group, scores in found["groups"].items():
+        for group, scores in _inhabited(found):
             shown = {METRICS[m]: percent(scores[m]) if scores[m] else _FEW for m in _SHOWN}
             counts = {"persons": scores["persons"], "queries": f"{scores['queries']:,}"}
-            rows[_trait(trait), group] = counts | shown
+            rows[trait_name(trait), group] = counts | shown
         gaps = {METRICS[m]: gap(b) or "–" for m, b in found["between"].items()}
-        rows[_trait(trait), "difference"] = {"persons": "", "queries": ""} | gaps
+        rows[trait_name(trait), "difference"] = {"persons": "", "queries": ""} | gaps
     return _indexed(rows)
 
 
@@ -148,13 +148,13 @@ def error_table(errors: Mapping[str, Any]) -> pd.DataFrame:
         for rate, kind in (("fnmr", "genuine"), ("fmr", "impostor")):
             apart[f"{kind} pairs"] = ""
             apart[f"{rate.upper()} (%)"] = gap(found["between"][rate], errors=True) or "–"
-        for group, rates in found["groups"].items():
+        for group, rates in _inhabited(found):
             row: dict[str, Any] = {"persons": rates["persons"]}
             for rate, kind in (("fnmr", "genuine"), ("fmr", "impostor")):
                 row[f"{kind} pairs"] = f"{rates[f'n_{kind}']:,}"
                 row[f"{rate.upper()} (%)"] = _rate(rates, rate)
-            rows[_trait(trait), group] = row
-        rows[_trait(trait), "difference"] = apart
+            rows[trait_name(trait), group] = row
+        rows[trait_name(trait), "difference"] = apart
     return _indexed(rows)
 
 
@@ -173,8 +173,8 @@ def confusions(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def at_ranks_table(found: pd.DataFrame) -> pd.DataFrame:
     """`evaluate.measures.at_ranks` for readers: a row a k, per cent with 95 % intervals."""
-    values = (100 * found[["mean", "low", "high"]]).to_numpy(dtype=float)
-    shown = [f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in values]
+    values = found[["mean", "low", "high"]].to_numpy(dtype=float)
+    shown = [spanned(mean, (low, high)) for mean, low, high in values]
     frame = pd.Series(shown, index=found.index).unstack("measure")
     return frame[["precision", "recall", "f1", "ndcg"]].rename(columns={"f1": "F1", "ndcg": "nDCG"})
 
@@ -198,8 +198,14 @@ def _rate(rates: Mapping[str, Any], name: str) -> str:
     return share(rates[name], rates["ci95"][name], rates[f"{name}_upper"])
 
 
-def _trait(name: str) -> str:
+def trait_name(name: str) -> str:
+    """A metadata column in words: `skinColor` is "skin tone"."""
     return _TRAITS.get(name, name)
+
+
+def _inhabited(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """A trait's groups, without those of whom nobody was asked for."""
+    return [(group, told) for group, told in found["groups"].items() if told["persons"]]
 
 
 def _indexed(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
@@ -212,8 +218,8 @@ def _indexed(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
 
 def _lines(trait: str, found: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(label, scores, between): the trait's own line, then one of each group."""
-    yield _trait(trait), None, found["between"]
-    for group, scores in found["groups"].items():
+    yield trait_name(trait), None, found["between"]
+    for group, scores in _inhabited(found):
         yield f"{group} ({quantity(scores['persons'], 'person')})", scores, None
 
 

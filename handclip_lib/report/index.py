@@ -88,23 +88,30 @@ def _head(study: str, experiment: str, titles: list[str], runs: list[Finished]) 
 
 
 def _zero_shot(runs: list[Finished]) -> str:
+    found: dict[tuple[str, str], list[Finished]] = {}  # of the same photographs: said once
+    for run in runs:
+        for tower, answer in run.metrics.get("zero_shot", {}).items():
+            found.setdefault((tower, _accuracy(answer)), []).append(run)
     rows = [
-        f'<tr><td class="name">{html.escape(_aspect(run.metrics["aspect"]))} · '
-        f"{html.escape(tower)}<small>{html.escape(run.which)}</small></td>"
-        f"{_accuracy(answer)}</tr>"
-        for run in runs
-        if "zero_shot" in run.metrics
-        for tower, answer in run.metrics["zero_shot"].items()
+        f'<tr><td class="name">{html.escape(tower)}'
+        f"<small>{html.escape(_whose(same))}</small></td>{accuracy}</tr>"
+        for (tower, accuracy), same in found.items()
     ]
     if not rows:
         return ""
     return (
         '<div class="scroll"><table id="zero-shot"><thead><tr>'
-        '<th class="name">aspect · tower</th><th>accuracy</th><th>chance</th>'
+        '<th class="name">tower</th><th>accuracy</th><th>chance</th>'
         f"<th>photographs</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         "<p><small>Per cent of photographs whose side and surface the nearest text names right,"
         " all templates together.</small></p>"
     )
+
+
+def _whose(runs: list[Finished]) -> str:
+    """The aspects, and the seeds and tags, of runs."""
+    names = [_aspect(run.metrics["aspect"]) for run in runs], [run.which for run in runs]
+    return "; ".join(", ".join(dict.fromkeys(words)) for words in names)
 
 
 def _accuracy(answer: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from handclip_lib.report.summary import percent
 
 Scores = Mapping[str, Mapping[str, Any]]  # model -> gallery -> `evaluate.protocol.evaluate`'s
 PAIRS = tuple[str, str]
+_REACH = 0.05  # the difference that has the full colour where none is larger
 
 
 def matrix_table(
@@ -93,10 +94,9 @@ def pairwise_heat(tests: Mapping[PAIRS, Mapping[str, Any]], title: str, metric: 
         i, j = place[a], place[b]
         points[j, i], points[i, j] = test["difference"], -test["difference"]
         sure[i, j] = sure[j, i] = test["holm"] <= 0.05
-    side = 1.6 + 0.52 * len(names)
-    fig, axes = canvas(title, 1, 1, (max(6.5, side + 1.6), max(3.4, side)))
-    ax, reach = axes[0, 0], max(0.01, float(np.nanmax(np.abs(points))))
-    shown = ax.imshow(points, cmap="RdBu", vmin=-reach, vmax=reach)
+    fig, axes = canvas(title, 1, 1, (max(7.0, 3.2 + 0.6 * len(names)), 2.0 + 0.46 * len(names)))
+    ax, reach = axes[0, 0], max(_REACH, float(np.nanmax(np.abs(points))))
+    shown = ax.imshow(points, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
     for (i, j), value in np.ndenumerate(points):
         if i != j:
             words = f"{100 * value:+.1f}".replace("-", "−") if abs(value) >= 5e-4 else "0"
@@ -109,7 +109,7 @@ def pairwise_heat(tests: Mapping[PAIRS, Mapping[str, Any]], title: str, metric: 
     ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(names)), names)
     ax.spines[:].set_visible(False)
-    fig.colorbar(shown, ax=ax, format=PercentFormatter(1.0, 0, ""), pad=0.02).set_label("points")
+    fig.colorbar(shown, ax=ax, format=PercentFormatter(1.0, None, ""), pad=0.02).set_label("points")
     note = f"{metric}: row less column, in points. Bold and *: p of all pairs (Holm) 0.05 at most"
     fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
     return fig

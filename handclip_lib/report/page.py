@@ -83,7 +83,8 @@ footer dl,.facts{grid-template-columns:1fr}dt{margin-top:.3rem}}
 --link:#000;--warn:#fff;--warnline:#e69f00;--good:#000}
 html,body{font-size:11px}main{max-width:none;padding:0}a{color:inherit}
 .scroll,.output_html{overflow:visible}.scroll .name,.output_html th{position:static!important}
-table{font-size:.85em}th,td{padding:.15rem .3rem;white-space:normal;overflow-wrap:anywhere}
+table{font-size:.85em}th,td{padding:.15rem .3rem;white-space:normal!important;
+min-width:0!important;overflow-wrap:anywhere}
 td.axis,th.axis{min-width:0}svg.bar{width:110px}
 h2,h3,legend,summary,thead{break-after:avoid}
 img,tr,figure,.thumbs a,.banner{break-inside:avoid}

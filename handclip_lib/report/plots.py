@@ -32,6 +32,8 @@ METRICS = {
     "minp": "mINP",
 }
 GALLERIES = {"own": "own gallery", "all": "all aspects"}
+_BARS = 12  # side by side in a panel; the numbers above more of them run into each other
+_MARKS = {"own": (PALETTE[0], "o"), "all": (PALETTE[5], "s")}
 
 
 @styled
@@ -42,9 +44,12 @@ def retrieval_bars(
 ) -> Figure:
     """Means with 95 % person-level intervals, a panel a gallery, a colour a variant.
 
-    variants: {name: {"own" | "all": {metric: {"mean", "ci95"}}}} as in metrics.json, 0–1.
+    Where there are too many for bars with numbers, a row a variant, a panel a metric and a colour a
+    gallery. variants: {name: {"own" | "all": {metric: {"mean", "ci95"}}}} as in metrics.json, 0–1.
     """
     shown = [g for g in GALLERIES if any(g in v for v in variants.values())]
+    if len(variants) * len(metrics) > _BARS:
+        return _variant_rows(variants, title, metrics, shown)
     fig, axes = canvas(title, 1, len(shown), (9.0, 4.2))
     for ax, gallery in zip(axes[0], shown, strict=True):
         _variant_bars(ax, {n: v[gallery] for n, v in variants.items() if gallery in v}, metrics)
@@ -70,6 +75,40 @@ def _variant_bars(
     _percent(ax)
     ax.set_ylim(0, 1.1)
     grid_lines(ax)
+
+
+def _variant_rows(
+    variants: Mapping[str, Mapping[str, Any]],
+    title: str,
+    metrics: Sequence[str],
+    galleries: Sequence[str],
+) -> Figure:
+    """A row a variant: a dot with its interval and, at the right, the number of each gallery."""
+    size = 10.0, 1.6 + 0.19 * len(galleries) * len(variants)
+    fig, axes = canvas(title, 1, len(metrics), size)
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        for i, gallery in enumerate(galleries):
+            colour, marker = _MARKS[gallery]
+            found = [(at, v[gallery]) for at, v in enumerate(variants.values()) if gallery in v]
+            at = np.array([row for row, _ in found]) + 0.4 * (i - (len(galleries) - 1) / 2)
+            mean = np.array([scores[metric]["mean"] for _, scores in found])
+            ends = np.array([scores[metric]["ci95"] for _, scores in found]).T
+            ax.hlines(at, *ends, color=colour, linewidth=2)
+            label = f"{GALLERIES[gallery]}{_counted(variants, gallery)}".replace("\n", ": ")
+            ax.plot(mean, at, marker, color=colour, markersize=5.5, label=label, clip_on=False)
+            look: Any = {"color": colour, "fontsize": 8.5, "ha": "right", "va": "center"}
+            for y, value in zip(at, mean, strict=True):
+                place: Any = {"xytext": (26, 0), "textcoords": "offset points"}
+                ax.annotate(f"{100 * value:.0f}", (1, y), **place, **look)
+        ax.hlines(np.arange(1, len(variants)) - 0.5, 0, 1, color="#E4E7EB", linewidth=0.8, zorder=0)
+        ax.set(xlim=(0, 1), ylim=(len(variants) - 0.45, -0.55), title=METRICS[metric])
+        ax.set_xticks(np.linspace(0, 1, 6 if len(metrics) < 3 else 3))
+        ax.set_yticks(range(len(variants)), variants if ax is axes[0, 0] else [""] * len(variants))
+        _percent(ax, "x")
+        grid_lines(ax, "x")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower left", ncols=1)
+    return fig
 
 
 def _counted(variants: Mapping[str, Mapping[str, Any]], gallery: str) -> str:

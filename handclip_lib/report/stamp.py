@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from handclip_lib import __version__
+from handclip_lib.data.check import quantity
 from handclip_lib.params import ROOT
 from handclip_lib.schema import Params
 
@@ -87,7 +88,7 @@ def _device(p: Params) -> str:
         return torch.cuda.get_device_name()
     if p.device.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
         return "Apple GPU (mps)"
-    return f"CPU ({_cpu_name()}, {torch.get_num_threads()} threads)"
+    return f"CPU ({_cpu_name()}, {quantity(torch.get_num_threads(), 'thread')})"
 
 
 def _cpu_name() -> str:

@@ -1,6 +1,6 @@
 """Tables of a report: scores with their intervals, and what each tower is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,6 +10,9 @@ from handclip_lib.losses import tried
 from handclip_lib.models.clip import Encoder
 from handclip_lib.report.plots import METRICS
 from handclip_lib.schema_train import Stage2
+
+_PROSE = 40  # letters: longer values are sentences, and may break
+_STAYS = "\u00a0"  # a space at which no line breaks
 
 
 def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -32,17 +35,39 @@ def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(columns, index).set_axis(names, axis=1)
 
 
-def whole(table: pd.DataFrame) -> Styler:
-    """A table with all its rows and words, as a report shows it; pandas alone cuts long ones."""
-    told: Styler = table.style
-    left: Any = {"selector": "th, td", "props": [("text-align", "left")]}
-    return told.set_table_styles([left])
+def whole(table: pd.DataFrame, empty: str = "Nothing to show.") -> Styler:
+    """A table with all its rows and words, as a report shows it; pandas alone cuts long ones.
+
+    Short values stay on one line, columns of prose are wide. empty: what stands for a table without
+    rows.
+    """
+    if table.empty:
+        told: Styler = pd.DataFrame([[empty]]).style
+        return told.hide(axis="index").hide(axis="columns")
+    looks: list[Any] = [
+        _look("th, td", "text-align: left; vertical-align: top"),
+        _look("th", "white-space: nowrap"),
+    ]
+    for i in range(table.shape[1]):
+        longest = table.iloc[:, i].astype(str).str.len().max()
+        prose = "white-space: normal; min-width: 24em"
+        looks.append(_look(f"td.col{i}", prose if longest > _PROSE else "white-space: nowrap"))
+    return table.style.set_table_styles(looks)
+
+
+def _look(selector: str, css: str) -> dict[str, Any]:
+    return {"selector": selector, "props": css}
 
 
 def percent(score: Mapping[str, Any]) -> str:
     """`61.2 [50.1, 70.3]`: mean and 95 % interval of a 0–1 metric, in per cent."""
-    low, high = score["ci95"]
-    return f"{100 * score['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return spanned(score["mean"], score["ci95"])
+
+
+def spanned(value: float, span: Sequence[float]) -> str:
+    """A share (0–1) in per cent with its interval, in one piece that no line breaks."""
+    low, high = span
+    return f"{100 * value:.1f}{_STAYS}[{100 * low:.1f},{_STAYS}{100 * high:.1f}]"
 
 
 def tower_table(towers: Mapping[str, Encoder]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """What a stage is scored by while it trains: held-out training persons, never test persons."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import lightning_fabric as lf
 import numpy as np
@@ -59,7 +60,7 @@ def scorer(
     searched = held_manifests(manifest)
     size = p.evaluation.batch_size
     if held.images and not searched:
-        print(
+        _say(
             f"held out: {len(set(held.pids))} of the training persons, too few to search among;"
             " nothing chooses an epoch and the last weights are taken"
         )
@@ -75,6 +76,12 @@ def scorer(
         return values
 
     return validate, SELECT if searched else ""
+
+
+@cache
+def _say(words: str) -> None:
+    """Print, once a process: a notebook's trainings follow each other on the same persons."""
+    print(words)
 
 
 def held_scores(
