@@ -87,12 +87,11 @@ def one_row_each(runs: list[Finished]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_results(p: Params) -> Path:
-    """Write a study's results.csv, `one_row_each` of its finished runs; returns the path."""
+def write_results(p: Params) -> None:
+    """Write a study's results.csv, `one_row_each` of its finished runs."""
     root = reports_root(p) / p.study
     text = one_row_each(finished_runs(root)).to_csv(index=False, lineterminator="\n")
     replace_text(root / "results.csv", text)
-    return root / "results.csv"
 
 
 def _flat(scores: dict[str, Any], before: str) -> dict[str, Any]:
