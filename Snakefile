@@ -9,12 +9,13 @@ import json
 import sys
 from pathlib import Path
 
-if "plan" not in config:
+FILE = Path("plan.json").absolute()  # in the working folder of the call
+if not FILE.is_file():
     raise WorkflowError(
         "call `handclip study NAME`, which plans and then calls Snakemake;"
         " `handclip study NAME --executor FOLDER` takes a profile of your own"
     )
-PLAN = json.loads(Path(config["plan"]).read_text(encoding="utf-8"))
+PLAN = json.loads(FILE.read_text(encoding="utf-8"))
 RUNS = PLAN["runs"]
 NODE = Path(workflow.basedir, "handclip_lib", "report", "node.py")
 
@@ -36,9 +37,9 @@ rule run:
     resources:
         gpu=lambda wildcards: RUNS[wildcards.key]["gpu"],
     params:
-        python=sys.executable,
-        node=NODE,
-        plan=config["plan"],
+        python=lambda wildcards: sys.executable,  # plain text would be read for wildcards
+        node=lambda wildcards: NODE,
+        plan=lambda wildcards: FILE,
     shell:
         "exec {params.python:q} -P {params.node:q} {params.plan:q} {wildcards.key:q} {threads}"
         " </dev/null >{log:q} 2>&1"

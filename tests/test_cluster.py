@@ -31,11 +31,11 @@ more = {"variants": {"stage1": {"own": own}}}"""
 
 @pytest.fixture(autouse=True)
 def reports(tmp_path, monkeypatch):
-    monkeypatch.setenv("HANDCLIP_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.setenv("HANDCLIP_REPORTS", str(tmp_path / "reports #1: {a}"))
     monkeypatch.setattr(workflow, "command", toy_study.command)
     monkeypatch.setattr(plan, "library_sha256", lambda: toy_study.LIBRARY)
     toy_study.no_data(monkeypatch)
-    return tmp_path / "reports"
+    return tmp_path / "reports #1: {a}"
 
 
 def _run(tmp_path, *names, source="", **asked):

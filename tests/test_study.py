@@ -272,14 +272,34 @@ def test_a_variant_takes_from_its_own_and_else_from_the_study_itself(tmp_path):
     assert _after(tasks, "06_eval_rerank.dorsal_r.seed0") == every, "it scores all variants"
 
 
-def test_what_took_from_a_run_is_done_again_with_it(tmp_path, capsys):
-    tasks = plan.plan("smoke", ["01", "02", "03", "06"], ["dorsal_r"], [0])
+def _all_finished(names):
+    tasks = plan.plan("smoke", names, ["dorsal_r"], [0])
     for task in tasks:
         run = open_run(task.notebook.stem, task.params)
         shutil.copy(task.notebook, run.folder / "report.ipynb")
         run.facts["manifest_sha256"] = "abc"
         run.save({"data": TITLE, "variants": {}})
         (run.folder / "report.html").write_text("x")
+    return tasks
+
+
+def test_what_is_older_than_the_weights_it_took_is_done_again(capsys):
+    tasks = _all_finished(["02", "03", "06"])
+    for task in tasks[1:]:
+        os.utime(task.folder / "metrics.json", (1, 1))
+    assert [t.notebook.stem[:2] for t in plan.remaining(tasks, False, False)] == ["06"]
+    assert "06_eval_rerank  dorsal_r  seed 0: 02_stage1 is newer" in capsys.readouterr().out
+    (tasks[0].folder / "checkpoints").mkdir(exist_ok=True)
+    weights = tasks[0].folder / "checkpoints" / "stage1.pth"
+    weights.touch()
+    assert [t.notebook.stem[:2] for t in plan.remaining(tasks, False, False)] == ["03", "06"]
+    os.utime(weights, (0, 0))
+    os.utime(tasks[0].folder / "metrics.json", (0, 0))
+    assert plan.remaining(tasks, False, False) == []
+
+
+def test_what_took_from_a_run_is_done_again_with_it(tmp_path, capsys):
+    tasks = _all_finished(["01", "02", "03", "06"])
 
     def left():
         names = [t.notebook.stem[:2] for t in plan.remaining(tasks, False, False)]

@@ -123,12 +123,25 @@ def remaining(tasks: Sequence[Task], force: bool, dry_run: bool) -> list[Task]:
             why[task.folder] = "notebook or library changed"
         elif _same_data(task, found[task.params.data]):
             del why[task.folder]
+    for task in finished:
+        newer = [m for m in taken(task, tasks) if _is_newer(m, task)]
+        if newer and task.folder not in why:
+            why[task.folder] = f"{newer[0].notebook.stem} is newer"
     _with_dependents(tasks, why)
     for task in finished:
         told = why.get(task.folder)
         again = f"again        {task.name}: {told or 'other data'}"
         print(f"done before  {task.name}" if told is None else again)
     return [task for task in tasks if task.folder in why]
+
+
+def _is_newer(maker: Task, taker: Task) -> bool:
+    """Whether a maker's results, or its weights where these are taken, are younger than a run."""
+    since = (taker.folder / "metrics.json").stat().st_mtime_ns
+    made = [maker.folder / "metrics.json"]
+    if taker.notebook.stem not in _TAKE_ALL:  # it may have made the weights itself, before
+        made = list((maker.folder / "checkpoints").glob("*.pth"))
+    return any(file.is_file() and file.stat().st_mtime_ns > since for file in made)
 
 
 def _with_dependents(tasks: Sequence[Task], why: dict[Path, str]) -> None:

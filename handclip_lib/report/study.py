@@ -43,7 +43,8 @@ def run_study(
     todo = remaining(tasks, force, dry_run)
     before = {t.key: [other.key for other in needed(t, todo)] for t in todo}
     first = tasks[0].params
-    how = _how(executor, gpus, jobs, first, estimate.widest(before))
+    each = max(1, *(workflow.gpus_of(task.params) for task in tasks))
+    how = _how(executor, gpus, jobs, first, each, estimate.widest(before))
     if dry_run:
         return _tell(todo, before, how.jobs or max(1, len(todo)))
     failed = _run(todo, before, how, _portable(study)) if todo else []
@@ -73,8 +74,12 @@ def _run(
         return workflow.carry_out(folder, todo, before, study, how)
 
 
-def _how(executor: str, gpus: str | None, jobs: int | None, p: Params, widest: int) -> workflow.How:
-    """What a study is run with; widest: the most runs that can be under way at a time."""
+def _how(
+    executor: str, gpus: str | None, jobs: int | None, p: Params, each: int, widest: int
+) -> workflow.How:
+    """What a study is run with; each: the most GPUs that a run takes; widest: the most runs that
+    can be under way at a time.
+    """
     executor = "gpus" if gpus is not None and executor == "local" else executor
     profile = workflow.find_profile(executor)
     if gpus is not None and profile.name != "gpus":
@@ -82,7 +87,6 @@ def _how(executor: str, gpus: str | None, jobs: int | None, p: Params, widest: i
     if profile.name not in workflow.LOCAL:
         return workflow.How(profile, jobs or 0)
     ids = workflow.gpus_here(gpus, torch.cuda.device_count()) if profile.name == "gpus" else ()
-    each = max(1, workflow.gpus_of(p))
     if ids and len(ids) < each:
         raise ParamError(f"device.devices: a run takes {each} GPUs, and there are {len(ids)}")
     places = len(ids) // each or _default_jobs(p)

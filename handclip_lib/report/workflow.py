@@ -174,7 +174,6 @@ def _words(folder: Path, first: Sequence[str], how: How) -> list[str]:
         words += ["--jobs", str(how.jobs)]
     if first:
         words += ["--prioritize", *(f"runs/{key}.json" for key in first)]
-    words += ["--config", f"plan={folder / 'plan.json'}"]
     return words
 
 
