@@ -184,10 +184,10 @@ def test_a_run_of_several_gpus_has_them_all(tmp_path, monkeypatch):
     asked = ([notebook(tmp_path, "11_a", "1")], None, [0])
     tasks = plan.plan(str(study_file), *asked)
     p = tasks[0].params
-    assert study._how("local", "0,1,2,3,4", None, p, 4).jobs == 2
+    assert study._how("local", "0,1,2,3,4", None, p, 2, 4).jobs == 2
     assert workflow.gpus_of(p) == 2
     with pytest.raises(ParamError, match="a run takes 2 GPUs, and there are 1"):
-        study._how("local", "0", None, p, 4)
+        study._how("local", "0", None, p, 2, 4)
     with gpus(["0", "1", "2"], 2, tmp_path) as mine:
         assert list(mine) == ["0", "1"]
 

@@ -342,6 +342,17 @@ def test_index_names_every_data_set_and_real_ones_without_the_warning():
     assert "11k Hands, own hands: mine &lt;3 persons&gt;" in text
 
 
+def test_seeds_of_two_data_sets_are_no_mean_of_one(reports):
+    for seed, title in enumerate(("11k Hands", "11k Hands (sample)")):
+        run = open_run("01_baseline", load("dorsal_r", "smoke", seed))
+        persons = {str(pid): [0.1 * pid + 0.1 * seed, 0.5, 2] for pid in range(4)}
+        variants = {"tiny": _variant(0.15 + 0.1 * seed, 0.5, 4)}
+        run.save({"data": title, "variants": variants, "per_person": {"tiny": persons}})
+    found = _table(write_index(load(study="smoke")).read_text(), "headline")
+    assert len([row for row in found if row and row[0].startswith("tiny")]) == 2
+    assert not (reports / "smoke" / "means.csv").is_file()
+
+
 def test_index_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no finished run in .*handclip study smoke"):
         write_index(load(study="smoke"))

@@ -9,20 +9,20 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.charts import MARKS, Interval, interval_bar
-from handclip_lib.report.results import Finished
+from handclip_lib.report.results import Finished, runs_of
 from handclip_lib.report.sweeps import SHOWN, signed
 
 GALLERIES = (("own", "own gallery"), ("all", "all aspects"))
 SAME = 5e-7  # of two scores: the same photographs ranked by the same model
-_KEYS = ["aspect", "notebook", "tag", "variant"]
+_KEYS = ["aspect", "notebook", "tag", "variant", "data"]
 _EMPTY = "<td>–</td>"
 
 Numbers = Mapping[tuple[str, str], Mapping[str, Any]]  # (gallery, metric) -> a row of the means
-Line = tuple[str, str, str, str]  # aspect, notebook, tag, variant
+Line = tuple[str, str, str, str, str]  # aspect, notebook, tag, variant, data
 
 
 def lines(means: pd.DataFrame) -> dict[Line, Numbers]:
-    """{(aspect, notebook, tag, variant): its numbers}, by aspect, notebook and tag.
+    """{(aspect, notebook, tag, variant, data): its numbers}, by aspect, notebook and tag.
 
     means: `results.seed_means`. A model that several notebooks score with the same result stands
     once: with 06, which scores them all together, else with the first of them.
@@ -34,15 +34,14 @@ def lines(means: pd.DataFrame) -> dict[Line, Numbers]:
     order = list(ASPECTS)
 
     def first(key: Any) -> tuple[int, int, str, str]:
-        aspect, notebook, tag, _ = key
+        aspect, notebook, tag, *_ = key
         return order.index(aspect), not notebook.startswith("06"), notebook, tag
 
     kept: dict[Line, Numbers] = {}
     for key in sorted(told, key=first):
-        aspect, notebook, tag, variant = key
-        alike = [of for k, of in kept.items() if (k[0], k[2], k[3]) == (aspect, tag, variant)]
+        alike = [of for k, of in kept.items() if (k[0], *k[2:]) == (key[0], *key[2:])]
         if not any(_are_same(of, told[key]) for of in alike):
-            kept[aspect, notebook, tag, variant] = told[key]
+            kept[key] = told[key]
     return dict(sorted(kept.items(), key=lambda item: (order.index(item[0][0]), item[0][1:3])))
 
 
@@ -95,7 +94,7 @@ def _note(seeds: bool, changed: bool) -> str:
 
 
 def _row(key: Line, numbers: Numbers, runs: list[Finished], changed: bool, top: float) -> str:
-    _, notebook, tag, variant = key
+    _, notebook, tag, variant, _ = key
     to = f"#{html.escape(runs[0].anchor)}"
     of = html.escape(notebook + (f", {tag}" if tag else ""))
     cells = [
@@ -148,14 +147,8 @@ def _known(number: Mapping[str, Any] | None, key: str) -> bool:
 
 
 def _of(key: Line, runs: list[Finished]) -> list[Finished]:
-    aspect, notebook, tag, variant = key
-    return [
-        run
-        for run in runs
-        if (run.metrics["aspect"], run.metrics["notebook"], run.metrics["tag"])
-        == (aspect, notebook, tag)
-        and variant in run.metrics["variants"]
-    ]
+    aspect, notebook, tag, variant, data = key
+    return runs_of(runs, aspect, notebook, tag, variant, data)
 
 
 def _are_same(one: Numbers, other: Numbers) -> bool:

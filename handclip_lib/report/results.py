@@ -155,8 +155,8 @@ def seed_means(frame: pd.DataFrame, runs: list[Finished]) -> pd.DataFrame:
     alone = table["lowest"] == table["highest"]
     table.loc[~alone, ["ci95_low", "ci95_high"]] = math.nan
     several = table[~alone & (table["gallery"] == "own") & table["metric"].isin(PLACE)]
-    for key, part in several.groupby(["aspect", "notebook", "tag", "variant"], sort=False):
-        intervals = _over_seeds(runs, *map(str, key))
+    for key, part in several.groupby(["aspect", "notebook", "tag", "variant", "data"], sort=False):
+        intervals = _over_seeds(runs_of(runs, *map(str, key)), str(key[3]))
         for index, metric in part["metric"].items():
             if intervals is not None:
                 low, high = (bound[PLACE[metric]] for bound in intervals)
@@ -164,17 +164,22 @@ def seed_means(frame: pd.DataFrame, runs: list[Finished]) -> pd.DataFrame:
     return table
 
 
-def _over_seeds(
-    runs: list[Finished], aspect: str, notebook: str, tag: str, variant: str
-) -> tuple[Any, Any] | None:
-    """(low, high), each (2,) of rank-1 and mAP, all seeds together; None where it can't be told."""
-    told = [
-        persons_of(run, variant)
+def runs_of(
+    runs: list[Finished], aspect: str, notebook: str, tag: str, variant: str, data: str
+) -> list[Finished]:
+    """Those of all seeds that scored this model on this data."""
+    place = {"aspect": aspect, "notebook": notebook, "tag": tag, "data": data}
+    return [
+        run
         for run in runs
-        if (run.metrics["aspect"], run.metrics["notebook"], run.metrics["tag"])
-        == (aspect, notebook, tag)
+        if place.items() <= {k: run.metrics[k] for k in place}.items()
         and variant in run.metrics["variants"]
     ]
+
+
+def _over_seeds(runs: list[Finished], variant: str) -> tuple[Any, Any] | None:
+    """(low, high), each (2,) of rank-1 and mAP, all seeds together; None where it can't be told."""
+    told = [persons_of(run, variant) for run in runs]
     counts = [{pid: of[2] for pid, of in persons.items()} for persons in told]
     if len(counts[0]) < 2 or any(count != counts[0] for count in counts):
         return None

@@ -58,7 +58,8 @@ def significance(table: pd.DataFrame, is_summed_up: bool = False) -> str:
     rows: dict[bool, list[str]] = {True: [], False: []}
     for _, two in table.groupby(["anchor", "variant"], sort=False):
         rows[bool((two["p_holm"] <= LEVEL).any())].append(_row(two))
-    words = f"Run by run, {held} of {len(table)} comparisons hold at {LEVEL:g}, corrected by Holm"
+    held_at = f"{held} of {len(table)} comparisons hold at {LEVEL:g}"
+    words = f"Run by run, {held_at}, by Holm within each run and metric"
     found = _table("holds", rows[True])
     if is_summed_up and found:
         found = f"<details><summary>those that hold</summary>{found}</details>"
