@@ -317,4 +317,4 @@ def test_slurm_runs_jobs_and_resumes(tmp_path, slurm):
     assert len(calls) == 2, "what is done is not submitted, and what was cancelled is"
     for call in calls:
         assert "--gpus=1" in call and "--cpus-per-task=8" in call
-        assert re.search(r"--output \S+/slurm_logs/rule_run/02_stage1.dorsal_r.seed0/%j.log", call)
+        assert re.search(r"--output .+/slurm_logs/rule_run/02_stage1.dorsal_r.seed0/%j.log", call)
