@@ -43,8 +43,8 @@ def test_a_failure_stops_nobody_and_what_is_done_stays(tmp_path, reports, capsys
     asked = ([bad, good], ["palmar_l"], [0], 2)
     assert study.run_study("smoke", *asked) == 1
     text = capsys.readouterr().out
-    assert re.search(r"FAILED 1/2   01_bad  palmar_l  seed 0  \d+ s", text), text
-    assert re.search(r"done   2/2   00_good  palmar_l", text), text
+    assert re.search(r"FAILED [12]/2   01_bad  palmar_l  seed 0  \d+ s", text), text
+    assert re.search(r"done   [12]/2   00_good  palmar_l", text), text
     assert "ValueError: no palmar_l today" in text
     assert str(reports / "smoke" / "seed0" / "palmar_l" / "01_bad") in text
     assert "1 of 2 runs failed" in text and "index.html" in text
