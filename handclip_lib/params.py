@@ -34,6 +34,7 @@ from handclip_lib.variants import (
     explain,
     guided_variants,
     other_data,
+    pretrain_variants,
     stage2_variants,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "load",
     "other_data",
     "own_aspect",
+    "pretrain_variants",
     "read_study",
     "resolve",
     "stage2_variants",
@@ -91,7 +93,8 @@ def load(
         p = Params.model_validate(tree)
     except ValidationError as error:
         raise ParamError("\n".join(explain(e) for e in error.errors())) from None
-    stage2_variants(p)  # their errors now
+    pretrain_variants(p)  # their errors now
+    stage2_variants(p)
     guided_variants(p)
     chain_steps(p)
     chain_finals(p)

@@ -11,7 +11,7 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.schema_base import Count, Model, Node, Text, Whole, did_you_mean, no_bool
 from handclip_lib.schema_chain import Chain
 from handclip_lib.schema_eval import Comparison
-from handclip_lib.schema_train import Stage1, Stage2, Stage3a, Stage3b
+from handclip_lib.schema_train import Pretrain, Stage1, Stage2, Stage3a, Stage3b
 
 
 class Drawn(Node):
@@ -121,6 +121,7 @@ class Params(Node):
     evaluation: Evaluation = Evaluation()
     baseline: Baseline = Baseline()
     device: Device = Device()
+    pretrain: Pretrain = Pretrain()
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
     stage3a: Stage3a = Stage3a()

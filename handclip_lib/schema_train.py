@@ -32,7 +32,10 @@ class Augment(Node):
     translate: Share = 0.05  # of the side
     scale: tuple[Rate, Rate] = (0.9, 1.1)
     crop: Annotated[float, BeforeValidator(no_bool), Field(ge=0, lt=1)] = 0.0  # most of a side cut
-    colour: Share = 0.1  # brightness, contrast, saturation; the hue stays
+    colour: Share = 0.1  # brightness, contrast, saturation
+    hue: Annotated[float, BeforeValidator(no_bool), Field(ge=0, le=0.5)] = 0.0  # of its circle
+    grey: Share = 0.0  # probability of an image without colours
+    blur: Share = 0.0  # probability of a Gaussian blur
     erasing: Share = 0.5  # probability of a box of noise
     flip: bool = False  # turns a right hand into a left one
     mixup: Amount = 0.0  # alpha of the Beta distribution; 0 is off
@@ -106,6 +109,53 @@ class Stage1(Training):
     """Identity cross-entropy with frozen text."""
 
     head_epochs: Whole = 5
+    pretrain: Text = ""  # whose weights it starts from, of `pretrain`; empty: the study's tower
+
+
+class Pretrain(Training):
+    """Contrastive pre-training: two views of an image agree, and so may images of an identity."""
+
+    epochs: Count = 30
+    batch_size: Annotated[int, BeforeValidator(no_bool), Field(ge=2)] = 256
+    weight_decay: Amount = 0.1
+    patience: Whole = 5
+    freeze_bn: bool = True
+    losses: tuple[LossSpec, ...] = ()
+    projection: Count = 256  # width of the space in which views are compared
+    augment: Augment = Augment(crop=0.3, colour=0.4, hue=0.02, grey=0.2, blur=0.5, erasing=0.0)
+    freeze_stem: bool = True  # the patch projection, or first convolution
+    # Where keys come from: a copy of the tower that follows it, or the tower itself, with gradient
+    keys: Literal["momentum", "tower"] = "momentum"
+    momentum: tuple[Share, Share] = (0.99, 1.0)  # of the copy, from and to, by cosine
+    queue: Whole = 0  # earlier keys, a quarter of the images at most; 0: those of the batch alone
+    projector: Literal["norm", "plain"] = "norm"  # three layers with BatchNorm, or two without
+    hidden: Count = 2048  # width of the projector's, and the predictor's, hidden layers
+    predictor: bool = True  # two layers behind the projector, on the queries' side
+    temperature: Rate = 0.2
+    labelled: Share = 0.0  # of the persons, whose images of an identity are positives
+    # Kept is start + alpha · (end - start), with what held-out training persons prefer of wise_ft
+    wise_ft: tuple[Share, ...] = (0, 0.2, 0.4, 0.6, 0.8, 1)
+    alpha: Share = 0.5  # where no persons are held out
+    # By name: files of params/pretrain/, or what differs from these settings, written here
+    variants: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _contrastive(self) -> "Pretrain":
+        if self.losses or self.loss_balance != "fixed":
+            raise ValueError("losses: pre-training has its own, of views; leave them empty")
+        if self.accumulate > 1:
+            raise ValueError("accumulate: does not enlarge a batch whose images are compared; 1")
+        if self.ema:
+            raise ValueError("ema: its weights are interpolated instead (wise_ft); 0")
+        if self.sampler.type == "hard":
+            raise ValueError("sampler: hard asks identities that this does not know")
+        if self.augment.mixup or self.augment.cutmix:
+            raise ValueError("augment: a mixed image is a view of no image; mixup and cutmix 0")
+        if self.queue and self.keys == "tower":
+            raise ValueError("queue: earlier keys need those of a momentum tower")
+        if list(self.wise_ft) != sorted(set(self.wise_ft)) or not self.wise_ft:
+            raise ValueError(f"wise_ft: {self.wise_ft} do not rise")
+        return self
 
 
 def _listed(value: object) -> object:

@@ -21,11 +21,17 @@ from handclip_lib.schema_chain import REMEDIES
 ROOT = Path(__file__).resolve().parent.parent  # the project: notebooks/, params/, reports/ lie here
 FILE_KEYS = ("extends", "sweep", "notebooks", "seeds")
 _TAKEN = {
+    "pretrain.variants": ("zero_shot", "stage1", "prompts"),
     "stage2.variants": ("zero_shot", "stage1", "prompts"),
     "stage3b.variants": ("zero_shot", "stage1", "prompts"),
     "chain.finals": ("zero_shot", "chain", "second_order", "single", "joint", *REMEDIES),
 }
-_FOLDERS = {"stage2.variants": "losses", "stage3b.variants": "guided", "chain.finals": "guided"}
+_FOLDERS = {
+    "pretrain.variants": "pretrain",
+    "stage2.variants": "losses",
+    "stage3b.variants": "guided",
+    "chain.finals": "guided",
+}
 _NAMED = ("aspect", "study", "seed", "tag")  # arguments of their own
 
 
@@ -133,7 +139,7 @@ def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
     beneath = base.get("stage2")
     if isinstance(beneath, dict) and ("losses" in told or "variants" in told):
         beneath.pop("variants", None)
-    for branch, key in (("stage3b", "variants"), ("chain", "finals")):
+    for branch, key in (place.split(".") for place in _FOLDERS if place != "stage2.variants"):
         new = change.get(branch)
         if isinstance(new, Mapping) and key in new and branch in base:
             base[branch].pop(key, None)
@@ -143,8 +149,8 @@ def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
 def name_variants(values: dict[str, Any]) -> None:
     """Replace names by what their files hold, in place.
 
-    Those in `stage2.variants` by the files of params/losses/, in `stage3b.variants` and
-    `chain.finals` by those of params/guided/. A list may hold {name: what differs from the file};
+    Those in `pretrain.variants` by the files of params/pretrain/, in `stage2.variants` by those of
+    params/losses/, in `stage3b.variants` and `chain.finals` of params/guided/. A list may hold {name: what differs from the file};
     a variant by another name says which file it `extends`.
     """
     for place, folder in _FOLDERS.items():

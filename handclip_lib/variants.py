@@ -10,8 +10,28 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.schema import Data, Params, leaves
 from handclip_lib.schema_base import Node, did_you_mean
 from handclip_lib.schema_chain import Chain
-from handclip_lib.schema_train import Adapt, LossSpec, Stage2, Stage3b, Training
+from handclip_lib.schema_train import Adapt, LossSpec, Pretrain, Stage2, Stage3b, Training
 from handclip_lib.study_file import FILE_KEYS, ParamError, layer, nested
+
+
+def pretrain_variants(p: Params) -> dict[str, Pretrain]:
+    """Pre-training's settings by name: each variant laid over `pretrain`; without any, that alone.
+
+    Raises ParamError with the path of the bad key, and where `stage1.pretrain` is none of them.
+    """
+    usual, found = p.pretrain.model_copy(update={"variants": {}}), dict[str, Pretrain]()
+    for name, told in (p.pretrain.variants or {"pretrain": {}}).items():
+        where = f"pretrain.variants.{name}"
+        if "variants" in told:
+            raise ParamError(f"{where}: a variant has no variants of its own")
+        found[name] = _laid(usual, told, where)
+    asked = p.stage1.pretrain
+    if asked and asked not in found:
+        raise ParamError(
+            f"stage1.pretrain: pretrain.variants has no '{asked}'{did_you_mean(asked, found)};"
+            f" it has {', '.join(found)}"
+        )
+    return found
 
 
 def stage2_variants(p: Params) -> dict[str, Stage2]:
@@ -213,6 +233,7 @@ def explain(error: Any, *above: str) -> str:
         return f"{path}: belongs at the top of a study file, not here"
     known = [
         *(key for key, _ in leaves(Params().model_dump())),
+        "pretrain.variants",
         "stage2.variants",
         "stage3b.variants",
         "chain.finals",
