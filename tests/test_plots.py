@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from handclip_lib.data.augment import Augmenter
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.report import galleries, overview, plots, projections
-from handclip_lib.report.canvas import DPI, GOOD, identity_marks
+from handclip_lib.report.canvas import DPI, GOOD, canvas, identity_marks
 from handclip_lib.schema_train import Augment
 
 ASPECTS = ("dorsal_r", "dorsal_l")
@@ -222,3 +222,9 @@ def test_umap_is_repeatable(n):
     features = np.random.default_rng(n).normal(size=(n, 70))
     first, again = (projections.project(features, ("umap",))["UMAP"] for _ in range(2))
     np.testing.assert_array_equal(first, again)
+
+
+def test_a_title_is_read_letter_by_letter(tmp_path):
+    fig, _ = canvas("one$hand_$, two^")
+    fig.savefig(tmp_path / "sheet.png")  # as mathematics it would be refused
+    assert fig.get_suptitle() == "one$hand_$, two^"

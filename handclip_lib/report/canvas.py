@@ -64,7 +64,8 @@ def canvas(
         rows, columns, figsize=size, dpi=DPI, layout="constrained", squeeze=False
     )
     lines = textwrap.fill(title, int(9 * size[0]))  # bold 11.5 points: about 9 letters an inch
-    fig.suptitle(lines, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    words = fig.suptitle(lines, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    words.set_parse_math(False)  # a $ in the name of a photograph is a $
     plt.close(fig)
     return fig, axes
 
