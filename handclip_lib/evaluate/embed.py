@@ -6,7 +6,9 @@ from typing import Any
 
 import lightning_fabric as lf
 import numpy as np
+import numpy.typing as npt
 import open_clip
+import pandas as pd
 import timm
 import torch
 from torch import nn
@@ -50,6 +52,26 @@ def embed(
     with evaluating(encoder):
         cache.fill(rows, lambda some: _computed(encoder, store, some, fabric, batch_size, mirrored))
     return {name: cache.read(name, rows) for name in NAMES}
+
+
+def embed_pixels(
+    encoder: Encoder,
+    pixels: npt.NDArray[np.uint8],
+    rows: pd.DataFrame,
+    fabric: lf.Fabric,
+    batch_size: int = 64,
+) -> dict[str, np.ndarray]:
+    """Features as of `embed`, of pixels (N, H, W, 3) that no store holds; nothing is kept.
+
+    rows: N rows of the table of the photographs that they were made of: `image`, and what the
+    encoder's adapter is told. Raises ValueError where features are not finite.
+    """
+    fabric.to_device(encoder)
+    given, codes = torch.from_numpy(pixels).to(fabric.device), encoder.codes_of(rows)
+    with evaluating(encoder), tqdm(disable=True) as bar:
+        values = _batched(encoder, given, codes, fabric, batch_size, bar)
+    _check_finite(values, rows["image"].tolist())
+    return values
 
 
 def retrieval_features(
@@ -111,16 +133,29 @@ def _computed(
     ) as bar:
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]
-            pixels = store.pixels([store.images[row] for row in part]).to(fabric.device)
+            names = [store.images[row] for row in part]
+            pixels = store.pixels(names).to(fabric.device)
             pixels = pixels.flip(2) if mirrored else pixels
-            batches = []
-            for at in torch.arange(len(part)).split(batch_size):
-                told = None if codes is None else codes[start + at].to(fabric.device)
-                batches.append(_forward(encoder, pixels[at], told, fabric))
-                bar.update(len(at))
-            values = {name: np.concatenate([b[name] for b in batches]) for name in NAMES}
-            _check_finite(values, [store.images[row] for row in part])
+            told = None if codes is None else codes[start : start + len(part)]
+            values = _batched(encoder, pixels, told, fabric, batch_size, bar)
+            _check_finite(values, names)
             yield part, values
+
+
+def _batched(
+    encoder: Encoder,
+    pixels: torch.Tensor,
+    codes: torch.Tensor | None,
+    fabric: lf.Fabric,
+    batch_size: int,
+    bar: tqdm,
+) -> dict[str, np.ndarray]:
+    batches = []
+    for at in torch.arange(len(pixels)).split(batch_size):
+        told = None if codes is None else codes[at].to(fabric.device)
+        batches.append(_forward(encoder, pixels[at], told, fabric))
+        bar.update(len(at))
+    return {name: np.concatenate([b[name] for b in batches]) for name in NAMES}
 
 
 @torch.inference_mode()
