@@ -168,7 +168,23 @@ def test_other_runs_are_not_of_this_comparison(told, finished, found):
     finished(p, "03_stage2_losses", ["of_palm"], aspect="palmar_r")
     finished(p, "03_stage2_losses", ["unfinished"], done=False, tag="x")
     finished(p, "05_sequential_chain", ["step1_dorsal_r"], seed=1)
+    finished(p, "08_pretrain", ["moco_v3"], seed=1)
     assert list(found(p)) == ["zero_shot", "stage1"]
+
+
+def test_one_pre_training_is_of_all_aspects_and_this_ones_own_counts_first(told, finished, found):
+    p = told()
+    finished(p, "02_stage1", ["stage1"])
+    for aspect in ("palmar_l", "palmar_r"):
+        folder = finished(p, "08_pretrain", ["moco_v3", "pretrain"], aspect=aspect)
+    first = folder.parents[1] / "palmar_r" / "08_pretrain"
+    models = found(p)
+    assert list(models) == ["zero_shot", "stage1", "moco_v3", "pretrain"]
+    assert Path(models["moco_v3"].tower.name) == first / "checkpoints" / "moco_v3.pth"
+    assert (models["pretrain"].source, models["moco_v3"].losses) == ("08_pretrain", "–")
+    assert models["pretrain"].losses == "contrast of views"
+    mine = finished(p, "08_pretrain", ["moco_v3"])
+    assert Path(found(p)["moco_v3"].tower.name) == mine / "checkpoints" / "moco_v3.pth"
 
 
 def test_a_name_that_two_have_is_refused(told, finished, found, encoder, tmp_path):

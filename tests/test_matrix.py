@@ -12,7 +12,8 @@ from handclip_lib.evaluate.statistics import paired_test
 from handclip_lib.params import load
 from handclip_lib.report import errors, matrix, summary
 from handclip_lib.report.explain import hand_table
-from handclip_lib.report.lineup import Contender, losses_of
+from handclip_lib.report.lineup import Contender
+from handclip_lib.report.taught import losses_of
 
 METRICS = ("rank1", "rank5", "rank10", "map", "map_trapezoid", "minp")
 
@@ -101,6 +102,7 @@ def study():
         "stage2.variants": {"both": [{"type": name} for name in losses], "mba": {"epochs": 2}},
         "stage3b.variants": guided,
         "stage3b.losses": [{"type": "triplet"}],
+        "pretrain.variants": ["moco_v3", "hybrid"],
     }
     return load(overrides=change)
 
@@ -113,6 +115,8 @@ def study():
         ("chain", "chain of stage1"),
         ("reid", "triplet + text (prompts)"),
         ("plain", "triplet"),
+        ("moco_v3", "contrast of views"),
+        ("hybrid", "contrast of views and identities"),
         ("zero_shot", "–"),
         ("tiny_rn", "–"),
         ("both_of_them", "–"),
@@ -120,6 +124,11 @@ def study():
 )
 def test_losses_in_words(study, name, words):
     assert losses_of(study, name) == words
+
+
+def test_what_stage_1_began_with_is_said():
+    told = load(study="smoke", overrides={"stage1.pretrain": "m", "pretrain.variants": {"m": {}}})
+    assert losses_of(told, "stage1") == "m, then cross-entropy"
 
 
 def test_matrix_table():

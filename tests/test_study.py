@@ -128,10 +128,10 @@ def test_plan_is_every_aspect_and_seed_with_notebooks_in_order():
     for task in plan.plan("smoke", None, None, [0, 1]):
         ran.setdefault((task.params.seed, task.params.aspect), []).append(task.notebook.stem)
     names = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    others = [name for name in names if name != "05_sequential_chain"]
+    others = [name for name in names if name not in ("05_sequential_chain", "08_pretrain")]
     told = [names, others, others, others] * 2
-    assert list(ran.values()) == told, "the chain looks at all aspects at once"
-    assert len(names) == len(others) + 1
+    assert list(ran.values()) == told, "chain and pre-training are of all aspects at once"
+    assert len(names) == len(others) + 2
     assert list(ran)[:2] == [(0, "dorsal_r"), (0, "dorsal_l")]
 
 
@@ -161,11 +161,11 @@ def test_a_chains_splits_are_those_it_is_compared_by(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plan.splits, "manifest_for", watched)
     published = load("dorsal_r", "smoke", overrides={"split.mode": "published"})
-    for name in ("00_good", "05_sequential_chain"):
+    for name in ("00_good", "05_sequential_chain", "08_pretrain"):
         folder = _finished(tmp_path, name)
         one = plan.Task(folder / f"{name}.ipynb", published)
         plan._same_data(one, plan.tables.read(None))
-    assert seen == ["published", "person_disjoint"]
+    assert seen == ["published", "person_disjoint", "published"]
 
 
 def test_what_is_named_twice_is_planned_once():
@@ -256,9 +256,28 @@ def test_a_run_waits_for_what_it_takes_and_for_no_more():
         assert _after(tasks, f"{name}.dorsal_r.seed0") == [("02", "dorsal_r", "")]
     waits = _after(tasks, "06_eval_rerank.dorsal_r.seed0")
     others = [(n, "dorsal_r", "") for n in ("02", "03", "04")]
-    assert waits == [("05", "palmar_l", ""), *others], "the chain of that seed is of all aspects"
+    across = [(n, "palmar_l", "") for n in ("05", "08")]
+    assert waits == [*across, *others], "those of that seed that are of all aspects"
     alone = plan.plan("smoke", ["03", "06"], ["dorsal_r"], [0])
     assert _after(alone, "03_stage2_losses.dorsal_r.seed0") == [], "it makes what it takes"
+
+
+def test_stage_1_waits_for_its_pretraining_of_whatever_aspect(tmp_path):
+    told = "extends: smoke\nsweep:\n  moco: {stage1.pretrain: moco_v3}\n"
+    told += "  longer: {pretrain.epochs: 3, stage1.pretrain: moco_v3}"
+    (tmp_path / "mine.yaml").write_text(told)
+    tasks = plan.plan(
+        str(tmp_path / "mine.yaml"), ["02", "03", "08"], ["palmar_l", "dorsal_r"], [0]
+    )
+    made = [(t.params.aspect, t.params.tag) for t in tasks if t.notebook.stem == "08_pretrain"]
+    assert made == [("palmar_l", ""), ("palmar_l", "longer")], "once for what is one pre-training"
+    assert _after(tasks, "02_stage1.dorsal_r.seed0") == []
+    assert _after(tasks, "02_stage1.dorsal_r.seed0.moco") == [("08", "palmar_l", "")]
+    assert _after(tasks, "02_stage1.dorsal_r.seed0.longer") == [("08", "palmar_l", "longer")]
+    assert _after(tasks, "03_stage2_losses.dorsal_r.seed0.moco") == [("02", "dorsal_r", "moco")]
+    less = [t for t in tasks if t.notebook.stem != "02_stage1"]
+    waits = _after(less, "03_stage2_losses.dorsal_r.seed0.moco")
+    assert waits == [("08", "palmar_l", "")], "it makes stage 1 itself"
 
 
 def test_a_variant_takes_from_its_own_and_else_from_the_study_itself(tmp_path):

@@ -13,17 +13,18 @@ from handclip_lib.data.check import listed
 from handclip_lib.data.manifest import TooFew
 from handclip_lib.models.checkpoint import find_checkpoint, is_ours, read_checkpoint
 from handclip_lib.models.clip import Encoder, encoder_of
-from handclip_lib.params import ParamError, guided_variants, resolve, stage2_variants
+from handclip_lib.params import ParamError, resolve
 from handclip_lib.report.results import Finished, finished_runs
 from handclip_lib.report.runs import Run, reports_root
+from handclip_lib.report.taught import CHAINED, STAGE1, losses_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model, did_you_mean
-from handclip_lib.schema_train import Stage3b, Training
 from handclip_lib.train import stages
 from handclip_lib.train.job import persons_taught
 
-ZERO_SHOT, STAGE1, CHAINED = "zero_shot", "stage1", "chain"
+ZERO_SHOT = "zero_shot"
 _TRAINED = ("02_stage1", "03_stage2_losses", "04_prompt_learning")
+_CHAIN, _PRETRAIN = "05_sequential_chain", "08_pretrain"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def finished_models(p: Params, table: pd.DataFrame, manifest: pd.DataFrame) -> l
     """What there is for an aspect and seed without training anything.
 
     The tower as it is comes first, then what finished runs have left (with the tag of a run that
-    has one), the chain's last step, and `comparison.models`. A model that was taught a person who
+    has one), the chain's last step, the pre-trained towers, and `comparison.models`. A model that was taught a person who
     is tested here is left out, which is printed, as is whose training is not recorded. Raises
     ParamError where two have one name.
     """
@@ -107,11 +108,19 @@ def _there(p: Params) -> list[Contender]:
     mine = [r for r in runs if r.metrics["aspect"] == p.aspect]
     for one in (r for r in mine if r.metrics["notebook"] in _TRAINED):
         found += _trained(one)
-    chains = [r for r in runs if r.metrics["notebook"] == "05_sequential_chain"]
-    ours = [r for r in chains if r in mine] or chains
-    for one in ours:
+    for one in _of_all_aspects(runs, _CHAIN, p.aspect):
         found += _chained(one)
+    for one in _of_all_aspects(runs, _PRETRAIN, p.aspect):
+        found += _trained(one)
     return found + [_further(told, p) for told in p.comparison.models]
+
+
+def _of_all_aspects(runs: Sequence[Finished], notebook: str, aspect: str) -> list[Finished]:
+    """The runs of a notebook that is of all aspects: those for this one, else for the first."""
+    made = [run for run in runs if run.metrics["notebook"] == notebook]
+    shown = [run.metrics["aspect"] for run in made]
+    one = aspect if aspect in shown else next(iter(shown), "")
+    return [run for run in made if run.metrics["aspect"] == one]
 
 
 def _testable(
@@ -228,20 +237,6 @@ def _further(told: Model, p: Params) -> Contender:
     words = [word for word in (told.name, told.pretrained) if word]
     foreign = any(path.exists() for word in words for path in (Path(word), resolve(word)))
     return Contender(name, tower, "comparison.models", taught=None if foreign else {})
-
-
-def losses_of(p: Params, name: str) -> str:
-    """In words, by what losses a study trains the model of this name; a dash: none of its own."""
-    if name == CHAINED:
-        return f"chain of {p.chain.recipe}"
-    stages_: dict[str, Training] = {STAGE1: p.stage1, **stage2_variants(p), **guided_variants(p)}
-    if name not in stages_:
-        return "–"
-    told = stages_[name]
-    words = [loss.type.replace("_", "-") for loss in told.losses]
-    if isinstance(told, Stage3b) and told.text != "none":
-        words.append(f"text ({told.text})")
-    return " + ".join(words)
 
 
 def _may_be_tested(one: Contender, table: pd.DataFrame, manifest: pd.DataFrame) -> bool:

@@ -24,7 +24,9 @@ _FIRST = "00_splits"  # seconds, and it says what is wrong with the data
 _ALONE = (_FIRST, "01_baseline")  # nothing of theirs is taken by others
 _WEIGHTS = {"03_stage2_losses": "02_stage1", "04_prompt_learning": "02_stage1"}
 _TAKE_ALL = ("06_eval_rerank", "07_explorer")  # whatever the others of an aspect and seed left
-_ACROSS = ("05_sequential_chain",)  # of all aspects at once
+_CHAIN, _PRETRAIN = "05_sequential_chain", "08_pretrain"
+_ACROSS = (_CHAIN, _PRETRAIN)  # of all aspects at once
+_LATER = {"stage1", "stage2", "stage3a", "stage3b", "chain", "comparison"}  # than pre-training
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def plan(
 ) -> list[Task]:
     """All runs by seed, aspect, variant and notebook; those of all aspects are with the first.
 
-    Arguments as of `study.run_study`. Raises ParamError and FileNotFoundError as `load` and
+    A variant that differs in later stages alone has no pre-training of its own. Arguments as of `study.run_study`. Raises ParamError and FileNotFoundError as `load` and
     `find_notebook` do, ValueError where two notebooks have one name.
     """
     told = read_study(study)
@@ -78,7 +80,8 @@ def plan(
         for place, aspect in enumerate(chosen)
         for tag in ("", *told.sweep)
         for f in (brief if place else files)
-        if not place or f.stem not in _ACROSS
+        if not (place and f.stem in _ACROSS)
+        and not (tag and f.stem == _PRETRAIN and told.sweep[tag].keys() <= _LATER)
     ]
     if len({task.folder for task in tasks}) < len(tasks):
         raise ValueError("two notebooks of one name would share their run folders; rename one")
@@ -94,6 +97,8 @@ def taken(task: Task, tasks: Sequence[Task]) -> list[Task]:
         return [t for t in left if t.params.aspect == p.aspect or t.notebook.stem in _ACROSS]
     makers = [t for t in of_seed if t.notebook.stem == _WEIGHTS.get(stem)]
     makers = [t for t in makers if t.params.aspect == p.aspect]
+    if p.stage1.pretrain and not makers and stem in (*_WEIGHTS, *_WEIGHTS.values()):
+        makers = [t for t in of_seed if t.notebook.stem == _PRETRAIN]
     return [t for t in makers if t.params.tag == p.tag] or [t for t in makers if not t.params.tag]
 
 
@@ -196,7 +201,7 @@ def _sources(notebook: Path) -> list[str]:
 
 
 def _digest(task: Task, table: pd.DataFrame) -> str | None:
-    p = in_chain(task.params) if task.notebook.stem in _ACROSS else task.params
+    p = in_chain(task.params) if task.notebook.stem == _CHAIN else task.params
     try:
         return splits.sha256(splits.manifest_for(p, table))
     except (SplitError, FileNotFoundError):  # the run itself will say it, in its own report
