@@ -28,6 +28,10 @@ class Kind:
     levels: tuple[float, ...]
     spoil: Callable[[Picture, float, np.random.Generator], Picture | None]
 
+    def label(self, level: float) -> str:
+        """A value of `levels` as it is written."""
+        return f"{level:g}".replace("-", "−")
+
 
 def common(image: Picture) -> Picture:
     """RGB, upright, `SIDE` pixels long, so that a level means the same for every camera."""
@@ -140,14 +144,14 @@ def _mirrored(picture: Picture, _level: float, _rng: np.random.Generator) -> Pic
 
 
 KINDS = {
-    "blur": Kind("blur", "spread, % of the longer side", (0.5, 1, 2, 4), _blur),
-    "noise": Kind("sensor noise", "spread, grey levels of 255", (10, 20, 40, 80), _noise),
+    "blur": Kind("blur", "sd, % of the longer side", (0.5, 1, 2, 4), _blur),
+    "noise": Kind("sensor noise", "sd, grey levels of 255", (10, 20, 40, 80), _noise),
     "jpeg": Kind("JPEG", "quality", (50, 20, 10, 5), _jpeg),
     "low_resolution": Kind(
         "low resolution", "pixels of the longer side", (128, 64, 32, 16), _low_resolution
     ),
-    "darker": Kind("darker", "stops", (-1, -2, -3, -4), _exposed),
-    "lighter": Kind("lighter", "stops", (0.5, 1, 1.5, 2), _exposed),
+    "darker": Kind("darker", "stops of exposure", (-1, -2, -3, -4), _exposed),
+    "lighter": Kind("lighter", "stops of exposure", (0.5, 1, 1.5, 2), _exposed),
     "rotation": Kind("turned", "degrees", (15, 45, 90, 180), _turned),
     "fingers_cut": Kind(
         "fingers cut off", "% of the hand's length", (10, 20, 35, 50), _fingers_cut

@@ -9,9 +9,6 @@ from typing import Any
 import lightning_fabric as lf
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from handclip_lib.data.preprocess import Preprocess
@@ -19,24 +16,9 @@ from handclip_lib.data.spoil import KINDS, Picture, common, spoil
 from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import embed, robustness
 from handclip_lib.models.clip import Encoder
-from handclip_lib.report.canvas import (
-    PALETTE,
-    blank,
-    canvas,
-    grid_lines,
-    photograph,
-    saying,
-    styled,
-    tight,
-)
 from handclip_lib.report.lineup import Contender
-from handclip_lib.report.plots import METRICS
 from handclip_lib.report.spaces import Space
 from handclip_lib.schema import Params
-
-WORN = "accessories"  # the scenario that stands beside what is done to photographs
-_COLUMNS = 5
-Curves = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # model -> kind -> levels
 
 
 @dataclass(frozen=True)
@@ -143,3 +125,19 @@ def _curve(
 ) -> list[dict[str, Any]]:
     levels = robustness.curve({level: of[name][0] for level, of in answers.items()}, *boots)
     return [told | {"hand_found": answers[told["level"]][name][1]} for told in levels]
+
+
+def examples(table: pd.DataFrame, manifest: pd.DataFrame) -> dict[str, list[np.ndarray | None]]:
+    """{kind: pixels (h, w, 3) uint8 at each level, from 0} of one query, for `sheet`.
+
+    It is the first photograph, by name, of the first person who is asked for. None where a kind
+    cannot be done to it.
+    """
+    queries = manifest[manifest["split"] == "query"].sort_values(["pid", "image"])
+    name = str(queries["image"].iloc[0])
+    picture = read(_path(table, name))
+    made = {
+        kind: [spoil(picture, kind, level, name) for level in range(len(told.levels) + 1)]
+        for kind, told in KINDS.items()
+    }
+    return {kind: [None if m is None else np.asarray(m) for m in of] for kind, of in made.items()}

@@ -1,0 +1,181 @@
+"""Figures and a table of how well spoiled photographs are found, and what was done to them."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from handclip_lib.data.spoil import KINDS, Kind
+from handclip_lib.report.canvas import (
+    PALETTE,
+    blank,
+    canvas,
+    grid_lines,
+    photograph,
+    saying,
+    styled,
+    tight,
+)
+from handclip_lib.report.plots import METRICS
+from handclip_lib.report.summary import percent
+
+WORN = "accessories"  # the scenario that stands beside what is done to photographs
+_COLUMNS = 5
+Curves = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # model -> kind -> levels
+
+
+@styled
+def sheet(shown: Mapping[str, Sequence[np.ndarray | None]], title: str) -> Figure:
+    """One photograph spoiled in every way: a column a kind, from its weakest level down.
+
+    shown: `examples`. The first column has the photograph as it is, and kinds of one level.
+    """
+    single = [kind for kind in shown if len(KINDS[kind].levels) == 1]
+    columns = [kind for kind in shown if kind not in single]
+    rows = max(len(KINDS[kind].levels) for kind in columns)
+    fig, axes = canvas(title, rows, len(columns) + 1, (11.0, 0.75 + 1.02 * rows))
+    blank(axes.flat)
+    _picture(axes[0, 0], shown[columns[0]][0], "as it is")
+    for at, kind in enumerate(single, start=1):
+        _picture(axes[at, 0], shown[kind][1], KINDS[kind].words)
+    for column, kind in enumerate(columns, start=1):
+        told = KINDS[kind]
+        for row, level in enumerate(told.levels):
+            words = f"{told.words}\n" * (row == 0) + told.label(level)
+            _picture(axes[row, column], shown[kind][row + 1], words)
+    units = "; ".join(f"{KINDS[kind].words}: {KINDS[kind].unit}" for kind in columns)
+    fig.supxlabel(textwrap.fill(units, 150), fontsize=8, x=0.01, ha="left")
+    tight(fig)
+    return fig
+
+
+def _picture(ax: Axes, pixels: np.ndarray | None, words: str) -> None:
+    if pixels is not None:
+        ax.axis("on")
+        ax.set_anchor("N")
+        photograph(ax, pixels, ("#D5DAE1", 0.6))
+    ax.set_title(words, fontsize=8, pad=2, loc="center")
+
+
+@styled
+def robustness_curves(
+    curves: Curves,
+    worn: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    title: str,
+    metric: str = "rank1",
+) -> Figure:
+    """A panel a kind: the metric at every level with 95 % intervals over persons, a line a model.
+
+    curves: `spoiled`; worn: {model: {scenario: scores}}, whose `accessories` stand in the last
+    panel beside kinds of one level: other photographs of the same persons. Bands are each level's
+    own, not the change's: a change is sure sooner than two bands part.
+    """
+    kinds = list(dict.fromkeys(kind for of in curves.values() for kind in of))
+    if not kinds:
+        return saying(title, "nothing could be spoiled")
+    single = [kind for kind in kinds if len(KINDS[kind].levels) == 1]
+    several = [kind for kind in kinds if kind not in single]
+    count = len(several) + 1
+    rows = -(-count // _COLUMNS)
+    fig, axes = canvas(title, rows, min(count, _COLUMNS), (11.0, 0.9 + 2.15 * rows))
+    for i, (model, of) in enumerate(curves.items()):
+        style = {"color": PALETTE[i % len(PALETTE)], "label": model}
+        for ax, kind in zip(axes.flat, several, strict=False):
+            _line(ax, [level[metric] for level in of[kind]], style)
+        alone = [of[single[0]][0], *(of[kind][1] for kind in single)] if single else []
+        alone += [worn[model][WORN]] if WORN in worn.get(model, {}) else []
+        shift = 0.16 * (i - (len(curves) - 1) / 2)
+        _dots(axes.flat[len(several)], [scores[metric] for scores in alone], shift, style)
+    for ax, kind in zip(axes.flat, several, strict=False):
+        ticks = ["as is", *map(KINDS[kind].label, KINDS[kind].levels)]
+        _dress(ax, KINDS[kind].words, ticks, KINDS[kind].unit)
+    words = ["as is"] * bool(single) + [KINDS[kind].words for kind in single]
+    words += ["with\naccessories"] * any(WORN in scores for scores in worn.values())
+    _dress(axes.flat[len(several)], "of one level", words, "")
+    blank(axes.flat[count:])
+    for line in axes:
+        line[0].set_ylabel(METRICS[metric])
+        for ax in line[1:]:
+            ax.tick_params(labelleft=False)
+    _key(fig, axes[0, 0], curves)
+    return fig
+
+
+def _line(ax: Axes, scores: Sequence[Mapping[str, Any]], style: Mapping[str, Any]) -> None:
+    at = np.arange(len(scores))
+    low, high = np.array([score["ci95"] for score in scores]).T
+    ax.fill_between(at, low, high, color=style["color"], alpha=0.13, linewidth=0)
+    ax.plot(at, [s["mean"] for s in scores], marker="o", markersize=4, linewidth=1.7, **style)
+
+
+def _dots(
+    ax: Axes, scores: Sequence[Mapping[str, Any]], shift: float, style: Mapping[str, Any]
+) -> None:
+    for at, score in enumerate(scores):
+        ax.plot([at + shift] * 2, score["ci95"], color=style["color"], linewidth=1.7)
+        ax.plot(at + shift, score["mean"], "o", markersize=4.5, color=style["color"])
+
+
+def _dress(ax: Axes, words: str, ticks: Sequence[str], unit: str) -> None:
+    ax.set_title(words)
+    ax.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    ax.set(xlim=(-0.4, len(ticks) - 0.6), ylim=(-0.02, 1.02))
+    ax.set_xlabel(unit, fontsize=8)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
+    grid_lines(ax)
+
+
+def _key(fig: Figure, ax: Axes, curves: Curves) -> None:
+    first = next(iter(next(iter(curves.values())).values()))[0]
+    handles, labels = ax.get_legend_handles_labels()
+    note = f"{first['queries']} photographs of {first['persons']} persons, asked in every draw"
+    fig.legend(
+        handles, labels, loc="outside lower left", ncols=min(5, len(labels)),
+        title=note, title_fontsize=9, alignment="left",
+    )  # fmt: skip
+
+
+def change_table(curves: Curves, metric: str = "rank1") -> pd.DataFrame:
+    """A row a kind and model: the score as the photographs are, and what levels change.
+
+    Points of the metric with 95 % intervals of the paired change; the weakest level from which on
+    every one lies below 0 with its whole interval; how often `fit: hand` still found a hand at the
+    hardest level.
+    """
+    rows = {}
+    for model, of in curves.items():
+        for kind, levels in of.items():
+            told, last = KINDS[kind], levels[-1]
+            at = f" at {told.label(told.levels[-1])}" * (len(told.levels) > 1)
+            rows[told.words, model] = {
+                f"{METRICS[metric]}, as it is (%)": percent(levels[0][metric]),
+                "change at the hardest (points)": _points(last[metric]["change"]) + at,
+                "sure from": _sure_from(told, [level[metric]["change"] for level in levels[1:]]),
+                "unit": told.unit or "–",
+                "hand found (%)": f"{100 * last['hand_found']:.0f}",
+            }
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    if rows:
+        frame.index = pd.MultiIndex.from_tuples(rows, names=["spoiled", "model"])
+        frame = frame.loc[list(dict.fromkeys(kind for kind, _ in rows))]
+    return frame
+
+
+def _points(change: Mapping[str, Any]) -> str:
+    low, high = change["ci95"]
+    text = f"{100 * change['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return text.replace("-", "−")
+
+
+def _sure_from(told: Kind, changes: Sequence[Mapping[str, Any]]) -> str:
+    """The weakest level from which on every change's interval is below 0; a dash: none."""
+    sure = [change["ci95"][1] < 0 for change in changes]
+    from_ = next((at for at in range(len(sure)) if all(sure[at:])), None)
+    if from_ is None:
+        return "–"
+    return told.label(told.levels[from_]) if len(told.levels) > 1 else "yes"
