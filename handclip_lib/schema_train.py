@@ -141,20 +141,23 @@ class Pretrain(Training):
 
     @model_validator(mode="after")
     def _contrastive(self) -> "Pretrain":
-        if self.losses or self.loss_balance != "fixed":
-            raise ValueError("losses: pre-training has its own, of views; leave them empty")
-        if self.accumulate > 1:
-            raise ValueError("accumulate: does not enlarge a batch whose images are compared; 1")
-        if self.ema:
-            raise ValueError("ema: its weights are interpolated instead (wise_ft); 0")
-        if self.sampler.type == "hard":
-            raise ValueError("sampler: hard asks identities that this does not know")
-        if self.augment.mixup or self.augment.cutmix:
-            raise ValueError("augment: a mixed image is a view of no image; mixup and cutmix 0")
-        if self.queue and self.keys == "tower":
-            raise ValueError("queue: earlier keys need those of a momentum tower")
-        if list(self.wise_ft) != sorted(set(self.wise_ft)) or not self.wise_ft:
-            raise ValueError(f"wise_ft: {self.wise_ft} do not rise")
+        alone, mixed = self.keys == "tower", self.augment.mixup or self.augment.cutmix
+        clashes = {
+            "losses: pre-training has its own, of views; leave them empty": self.losses,
+            "loss_balance: there is one loss; fixed": self.loss_balance != "fixed",
+            "accumulate: enlarges no batch whose images are compared; 1": self.accumulate > 1,
+            "ema: its weights are interpolated instead (wise_ft); 0": self.ema,
+            "augment: a mixed image is no view of an image; mixup and cutmix 0": mixed,
+            "keys: queue and predictor need those of a momentum tower": alone
+            and (self.queue or self.predictor),
+            "sampler: by identity, not hard, and only with labelled: 1": self.sampler.type == "hard"
+            or (self.sampler.type != "shuffle" and self.labelled < 1),
+            f"wise_ft: {self.wise_ft} do not rise": not self.wise_ft
+            or list(self.wise_ft) != sorted(set(self.wise_ft)),
+        }
+        found = [words for words, clash in clashes.items() if clash]
+        if found:
+            raise ValueError(found[0])
         return self
 
 

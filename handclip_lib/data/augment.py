@@ -1,9 +1,11 @@
 """Random changes of training images, each image by itself, on whatever device they lie."""
 
+import math
 from dataclasses import dataclass
 
 import kornia.augmentation.random_generator as draw
 import torch
+from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import get_affine_matrix2d
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +17,10 @@ _GREY = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 # Random Erasing (Zhong et al. 2020, arXiv:1708.04896): share of the image and height to width; at
 # most a fifth, where persons lose up to 0.4, since a third hides all of a hand that fills little
 _BOX_AREA, _BOX_SHAPE = (0.02, 0.2), (0.3, 3.3)
+# Sigma of the blur as a share of the height: SimCLR's 0.1 to 2 pixels of 224 (arXiv:2002.05709)
+_SIGMA = (0.1 / 224, 2 / 224)
+# Red, green, blue to luma and two axes of colour (NTSC's YIQ): a turn of these two is one of hue
+_YIQ = (_GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,9 @@ class Augmenter:
 
     Affine maps and boxes are drawn by kornia for each image, on the CPU, so that every device sees
     the same ones. All that moves pixels is one `grid_sample` (one container each would blur twice)
-    and all that colours them, with mean and std, one matrix product; kornia's RandomErasing knows
-    no noise. What comes in from outside the frame repeats the border. Only `flip` turns a hand
-    into one of the other side.
+    and all that colours them, grey and hue included, with mean and std, one matrix product;
+    kornia's RandomErasing knows no noise. What comes in from outside the frame repeats the border.
+    Only `flip` turns a hand into one of the other side.
     """
 
     settings: Augment
@@ -38,22 +44,25 @@ class Augmenter:
         """
         told, usual = self.settings, self.preprocess.normalise
         moves = told.degrees or told.translate or told.crop or told.flip or told.scale != (1, 1)
-        if not (moves or told.colour or told.erasing) or not len(pixels):
+        colours = told.colour or told.hue or told.grey
+        if not (moves or colours or told.blur or told.erasing) or not len(pixels):
             return usual(pixels)
         usual(pixels[:0])  # its checks
         with torch.autocast(pixels.device.type, enabled=False):
             images = pixels.permute(0, 3, 1, 2).contiguous().float()  # 0..255
             if moves:
                 images = _moved(images, told)
+            if told.blur:
+                images = _blurred(images, told.blur)
             middle = images.mean(dim=(2, 3))  # (B, 3)
             if told.erasing:
                 _erase(images, told.erasing)
             return self._coloured(images, middle)
 
     def _coloured(self, images: Tensor, middle: Tensor) -> Tensor:
-        """Brightness, then contrast, then saturation, cut to 0..255, with mean and std.
+        """Brightness, then contrast, then saturation and hue, cut to 0..255, with mean and std.
 
-        images: (B, 3, H, W) and their means (B, 3), 0..255. The three are linear: one matrix.
+        images: (B, 3, H, W) and their means (B, 3), 0..255. All are linear: one matrix.
         """
         count, device = len(images), images.device
         mean, std = (
@@ -61,8 +70,13 @@ class Augmenter:
         )
         factors = 1 + self.settings.colour * (2 * torch.rand(3, count, 1, 1) - 1)
         bright, contrast, saturation = factors
+        if self.settings.grey:
+            chosen = torch.rand(count, 1, 1) < self.settings.grey
+            saturation = saturation.masked_fill(chosen, 0)
         grey = torch.tensor(_GREY).expand(3, 3)  # each row
         matrix = bright * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey)
+        if self.settings.hue:
+            matrix = _turned_hue(count, self.settings.hue) @ matrix  # grey has none and stays
         level = (1 - contrast) * bright * grey  # (B, 3, 3), of the image's mean colour
         scale = 1 / (255 * std)  # (3, 1)
         parts = (level * scale, matrix * scale, mean / std, (0 - mean) / std, (1 - mean) / std)
@@ -132,6 +146,30 @@ def _moved(images: Tensor, told: Augment) -> Tensor:
     theta = (back @ window)[:, :2].to(images.device, non_blocking=True)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _blurred(images: Tensor, probability: float) -> Tensor:
+    """Some of (B, 3, H, W) blurred, each by a Gaussian of its own."""
+    chosen = torch.rand(len(images)) < probability
+    low, high = (share * images.shape[2] for share in _SIGMA)
+    sigma = low + (high - low) * torch.rand(len(images))
+    rows = chosen.nonzero().squeeze(1)
+    if not len(rows):
+        return images
+    size = 2 * math.ceil(3 * high) + 1
+    both = sigma[rows, None].expand(-1, 2).to(images.device)
+    blurred: Tensor = gaussian_blur2d(images[rows.to(images.device)], (size, size), both)
+    return images.index_copy(0, rows.to(images.device), blurred)
+
+
+def _turned_hue(count: int, most: float) -> Tensor:
+    """(count, 3, 3) on red, green, blue: turns of the hue by up to `most` of its circle."""
+    angle = 2 * math.pi * most * (2 * torch.rand(count) - 1)
+    cos, sin, to_yiq = angle.cos(), angle.sin(), torch.tensor(_YIQ)
+    turn = torch.eye(3).repeat(count, 1, 1)
+    turn[:, 1, 1], turn[:, 1, 2] = cos, -sin
+    turn[:, 2, 1], turn[:, 2, 2] = sin, cos
+    return to_yiq.inverse() @ turn @ to_yiq
 
 
 def _erase(images: Tensor, probability: float) -> None:

@@ -45,6 +45,33 @@ def geometry(
     }
 
 
+def knn_accuracy(
+    train_rows: npt.NDArray[np.floating],
+    train_labels: npt.ArrayLike,
+    rows: npt.NDArray[np.floating],
+    labels: npt.ArrayLike,
+    k: int = 5,
+) -> float:
+    """Share of rows, 0 to 1, whose k nearest training rows are mostly of their own label.
+
+    train_rows (N, D), rows (M, D): unit rows, near by cosine; labels (N,) and (M,), whole numbers.
+    Of labels with as many votes the one that has the nearest row counts; of fewer than k training
+    rows all vote. Raises ValueError where there are no rows, or shapes do not agree.
+    """
+    known, mine = np.asarray(train_labels), np.asarray(labels)
+    shapes = train_rows.shape[:1] == known.shape and rows.shape[:1] == mine.shape
+    if not shapes or not len(known) or not len(mine) or k < 1:
+        raise ValueError(
+            f"k {k}: {train_rows.shape} rows with labels {known.shape} cannot answer for"
+            f" {rows.shape} with labels {mine.shape}"
+        )
+    nearest = np.argsort(-(rows @ train_rows.T), axis=1, kind="stable")[:, :k]
+    votes = known[nearest]  # (M, k), nearest first
+    counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
+    answers = votes[np.arange(len(votes)), counts.argmax(axis=1)]  # of equals the first
+    return float((answers == mine).mean())
+
+
 def _sample(
     features: npt.NDArray[np.floating], persons: npt.ArrayLike, limit: int, seed: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.generic]]:

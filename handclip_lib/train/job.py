@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +32,7 @@ _CODE = (
     *("aspects.py", "device.py", "data/*.py", "models/*.py", "losses/*.py", "train/*.py"),
     *("evaluate/embed.py", "evaluate/protocol.py", "evaluate/retrieval.py"),  # they select
 )
-_NOT_LEARNT = {"save_seconds", "variant", "resume_from", "variants", "save_dir"}
+_NOT_LEARNT = {"save_seconds", "variant", "resume_from", "variants", "save_dir", "pretrain"}
 _PACKAGES = (
     *("torch", "torchvision", "timm"),
     *("open_clip_torch", "kornia", "pytorch-metric-learning"),
@@ -192,6 +192,18 @@ def comparator_job(
     encoder, fabric = load_comparator(p.comparator), make_fabric(p, training=True)
     again = partial(comparator_job, name, settings, p, table, manifest, folder)
     return Job(name, settings, p, encoder, table, manifest, fabric, folder, again=again)
+
+
+def home_of(job: Job[Any], folders: Sequence[Path]) -> Path:
+    """Which of these run folders holds what the job would make; else where it belongs.
+
+    That is the last one, the study's own, unless that has other weights by this name.
+    """
+    paths = [folder / "checkpoints" / f"{job.name}.pth" for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if path.is_file() and read_checkpoint(path)["key"] == job.key:
+            return folder
+    return folders[0] if paths[-1].is_file() else folders[-1]
 
 
 def check_start(job: Job[Any]) -> dict[str, list[int]]:

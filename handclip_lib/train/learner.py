@@ -52,7 +52,7 @@ class Learner(nn.Module):
         super().__init__()
         self.visual, self.adapter = encoder.visual, encoder.adapter
         self.criterion, self.guide, self.retain = criterion, guide, retain
-        self.features = _compiled() if compiled else towers.features
+        self.features = compiled_features() if compiled else towers.features
         nearest = torch.arange(num_ids - 1).repeat(num_ids, 1)
         self.register_buffer("neighbours", nearest + (nearest >= torch.arange(num_ids)[:, None]))
 
@@ -104,7 +104,7 @@ class Learner(nn.Module):
         return weights
 
 
-def _compiled() -> Callable[[nn.Module, torch.Tensor], towers.Features]:
+def compiled_features() -> Callable[[nn.Module, torch.Tensor], towers.Features]:
     """The tower's forward, compiled anew for each set of layers that opens, however many."""
     torch._dynamo.config.recompile_limit = 64
     made: Callable[[nn.Module, torch.Tensor], towers.Features] = torch.compile(

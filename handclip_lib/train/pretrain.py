@@ -1,13 +1,24 @@
 """Pre-training on the training persons' photographs of all aspects, before stage 1."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from handclip_lib.aspects import ASPECTS
+from handclip_lib.data.leaks import check_leaks, persons
+from handclip_lib.data.manifest import TESTING, TooFew, order
+from handclip_lib.data.splits import all_aspects
+from handclip_lib.models.checkpoint import read_checkpoint
+from handclip_lib.params import ParamError, pretrain_variants
 from handclip_lib.schema import Params
-from handclip_lib.schema_train import Pretrain
-from handclip_lib.train.job import Trained
+from handclip_lib.schema_train import Pretrain, Training
+from handclip_lib.train.job import Job, Trained, home_of, job_of
+from handclip_lib.train.training import train
+from handclip_lib.train.views import fit_views
+
+NOTEBOOK = "08_pretrain"  # whose run folders hold the weights
 
 
 def pretrain_manifest(p: Params, table: pd.DataFrame) -> pd.DataFrame:
@@ -15,10 +26,53 @@ def pretrain_manifest(p: Params, table: pd.DataFrame) -> pd.DataFrame:
 
     split: `train`, `val` and `select` of whoever is tested in no aspect at all, whatever
     `p.split.mode` says, and these persons' photographs with accessories as `train`; who is held
-    out in the study's own splits is `select`, without accessories. Raises SplitError with names,
-    where a test person of any aspect would be shown; TooFew where nobody can be.
+    out in the study's own splits is `select`, without accessories. It does not depend on the
+    aspect. Raises SplitError with names, where a test person of any aspect would be shown; TooFew
+    where nobody can be.
     """
-    raise NotImplementedError
+    strict = all_aspects(_whole(p), table, "person_disjoint")
+    own = all_aspects(p, table, p.split.mode)
+    if not strict:
+        raise TooFew("no aspect has persons enough to leave any that are tested nowhere")
+    pool = pd.concat([m[m["split"].isin(("train", "val"))] for m in strict.values()])
+    tests = [m[m["split"].isin(TESTING)] for m in (*strict.values(), *own.values())]
+    tested = set(persons(pd.concat(tests)["pid"]))
+    held = {pid for m in own.values() for pid in m.loc[m["split"] == "select", "pid"]}
+    pool = pool[~pool["pid"].isin(tested)]
+    aside = pool["pid"].isin(held)
+    rows = [
+        *pool[~aside].itertuples(index=False, name=None),
+        *pool[aside].assign(split="select", draw=0).itertuples(index=False, name=None),
+        *_with_accessories(table, set(pool.loc[~aside, "pid"])),
+    ]
+    manifest = order(rows)
+    check_pool(p, table, manifest)
+    return manifest
+
+
+def check_pool(p: Params, table: pd.DataFrame, manifest: pd.DataFrame) -> None:
+    """Raise SplitError, with names, where a manifest trains on who is tested in any aspect.
+
+    Tested in the study's own splits, or in those that take a person's every aspect together.
+    """
+    for mode in dict.fromkeys(("person_disjoint", p.split.mode)):
+        for told in all_aspects(_whole(p), table, mode).values():
+            check_leaks(manifest, told[told["split"].isin(TESTING)], across=True)
+
+
+def _whole(p: Params) -> Params:
+    """The study without anybody held out, which makes an aspect too small for a split sooner."""
+    return p.model_copy(update={"split": p.split.model_copy(update={"select": "none"})})
+
+
+def _with_accessories(
+    table: pd.DataFrame, people: set[int]
+) -> Iterator[tuple[str, int, int, str, str]]:
+    """Rows of these persons' photographs that every split leaves out."""
+    if "accessories" in table:
+        worn = table[(table["accessories"] != 0) & table["pid"].isin(people)]
+        for pid, aspect, image in zip(worn["pid"], worn["aspect"], worn["image"], strict=True):
+            yield "train", -1, int(pid), str(aspect), str(image)
 
 
 def pretrain(
@@ -31,17 +85,61 @@ def pretrain(
 ) -> Trained:
     """Train one of `pretrain_variants(p)` from the study's tower; leaves checkpoints/<name>.pth.
 
-    manifest: of `pretrain_manifest`. What is kept is start + alpha · (end - start).
-    facts: those of a stage, and `alpha`, `chosen_by` ("" or select_map), `held` ({alpha: mAP of
-    held-out persons}, empty without), `labelled` (persons), `queue` (keys).
+    manifest: of `pretrain_manifest`; SplitError on one that shows a test person. What is kept is
+    start + alpha · (end - start); held-out training persons choose its epoch and alpha. A killed
+    run goes on; what is there, made by the same parameters, data and code, is taken. It runs on
+    one device, whatever `p.device.devices` says.
+    facts: those of a stage, and `alpha`, `held` ({alpha: mAP of held-out persons}, empty without
+    any), `labelled` (persons), `queue` (keys). Interpolation: Wortsman et al. 2022,
+    arXiv:2109.01903.
     """
-    raise NotImplementedError
+    check_pool(p, table, manifest)
+    return train(_job(p, name, settings, table, manifest, folder), partial(fit_views, settings))
 
 
-def pretrained_weights(p: Params, folders: Sequence[Path]) -> Path:
+def pretrained_weights(p: Params, table: pd.DataFrame, folders: Sequence[Path]) -> Path:
     """The weights that `p.stage1.pretrain` names, found in one of these run folders or made.
 
-    folders: where notebook 08 of this study and seed may lie, the last one being where it would
-    be made.
+    folders: as of `pretraining_folders`. Raises ParamError where the study has no such variant.
     """
-    raise NotImplementedError
+    name = p.stage1.pretrain
+    settings, manifest = pretrain_variants(p)[name], pretrain_manifest(p, table)
+    job = _job(p, name, settings, table, manifest, Path())
+    folder = home_of(job, folders)
+    path = folder / "checkpoints" / f"{name}.pth"
+    if path.is_file() and read_checkpoint(path)["key"] == job.key:
+        return path
+    print(f"no pre-training {name} of study {p.study} with these parameters, data and code:")
+    print(f"training it first, for all aspects, in {folder}")
+    return pretrain(p, name, settings, table, manifest, folder).checkpoint
+
+
+def pretraining_folders(p: Params, folder: Path) -> list[Path]:
+    """Where pre-training of the same study and seed lies or would lie: one serves all aspects.
+
+    folder: a run folder, <seed>/<aspect>/<notebook>[/<tag>]. First its own aspect's with its tag,
+    last that without, between them what other aspects and tags have. A folder that is no run's is
+    its own place.
+    """
+    above = [up for up in folder.absolute().parents if up.name in ASPECTS]
+    if not above:
+        return [folder]
+    mine = above[0] / NOTEBOOK
+    there = sorted(file.parent for file in above[0].parent.glob(f"*/{NOTEBOOK}/**/checkpoints"))
+    return list(dict.fromkeys([mine / p.tag, *(one for one in there if one != mine)])) + [mine]
+
+
+def _job(
+    p: Params,
+    name: str,
+    settings: Training,
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folder: Path,
+) -> Job[Training]:
+    """The training of one variant: the study's tower, of no aspect, on one device."""
+    alone = p.model_copy(update={"device": p.device.model_copy(update={"devices": 1})})
+    job = job_of(name, settings, alone, None, table, manifest, folder)
+    if job.encoder.adapter is not None:
+        raise ParamError("model: pre-training is for a tower without prompts, views, LoRA or parts")
+    return job

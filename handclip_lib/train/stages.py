@@ -17,9 +17,11 @@ from handclip_lib.train.job import (
     Trained,
     comparator_job,
     encoder_from,
+    home_of,
     job_of,
     study_encoder,
 )
+from handclip_lib.train.pretrain import pretrained_weights, pretraining_folders
 from handclip_lib.train.training import train
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
 def stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Trained:
     """Fine-tune the image tower on identities, by `p.stage1`; the text tower stays as it is.
 
+    It starts from the weights that `p.stage1.pretrain` names, which are made where they are
+    missing, else from the study's own.
     folder: the run folder; history.csv and checkpoints/stage1.pth are written there. A killed run
     goes on where it was; weights that are there already, made by the same parameters, data and
     code, are taken. CLIP-ReID's baseline, Li et al. 2023, arXiv:2211.13977, section 3.
@@ -67,8 +71,8 @@ def stage1_weights(
                 f"stage2.resume_from: no file {path}; leave it empty to have stage 1 trained here"
             )
         return path
-    job = _stage1(p, table, manifest, Path())
-    folder = _home(job, folders)
+    job = _stage1(p, table, manifest, folders[-1])
+    folder = home_of(job, folders)
     path = folder / "checkpoints" / "stage1.pth"
     if path.is_file() and read_checkpoint(path)["key"] == job.key:
         return path
@@ -134,7 +138,7 @@ def best_stage2(
     found: dict[str, Trained] = {}
     own = {n: told for n, told in stage2_variants(p).items() if told.tower == "study"}
     for name, settings in own.items():
-        folder = _home(_stage2(p, name, settings, start, table, manifest, Path()), folders)
+        folder = home_of(_stage2(p, name, settings, start, table, manifest, Path()), folders)
         found[name] = stage2(p, name, settings, start, table, manifest, folder)
     if not found:
         return {}
@@ -162,7 +166,10 @@ def stage3_start(
 
 
 def _stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Job[Training]:
-    return job_of("stage1", p.stage1, p, None, table, manifest, folder)
+    start = None
+    if p.stage1.pretrain:
+        start = pretrained_weights(p, table, pretraining_folders(p, folder))
+    return job_of("stage1", p.stage1, p, start, table, manifest, folder)
 
 
 def _stage2(
@@ -177,15 +184,3 @@ def _stage2(
     if settings.tower == "comparator":
         return comparator_job(name, settings, p, table, manifest, folder)
     return job_of(name, settings, p, start, table, manifest, folder)
-
-
-def _home(job: Job[Training], folders: Sequence[Path]) -> Path:
-    """Which of these folders holds what the job would make; else where it belongs.
-
-    That is the last one, the study's own, unless that has other weights by this name.
-    """
-    paths = [folder / "checkpoints" / f"{job.name}.pth" for folder in folders]
-    for folder, path in zip(folders, paths, strict=True):
-        if path.is_file() and read_checkpoint(path)["key"] == job.key:
-            return folder
-    return folders[0] if paths[-1].is_file() else folders[-1]

@@ -24,9 +24,17 @@ from handclip_lib.train.ranks import sync_norms
 from handclip_lib.train.recipe import make_recipe, prepared
 from handclip_lib.train.selection import scorer
 
+# The history of a training, its facts and what its heads have learnt
+Fitted = tuple[pd.DataFrame, dict[str, Any], dict[str, torch.Tensor]]
 
-def train(job: Job[Training]) -> Trained:
-    """Train, or take what was trained before with the same key; leaves checkpoints/<name>.pth."""
+
+def train(
+    job: Job[Training], fitted: Callable[[Job[Training], str], Fitted] | None = None
+) -> Trained:
+    """Train, or take what was trained before with the same key; leaves checkpoints/<name>.pth.
+
+    fitted: fills the job's encoder with what is kept, given the key; None: by the job's losses.
+    """
     folder = job.folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     path, key = folder / f"{job.name}.pth", job.key
@@ -42,7 +50,8 @@ def train(job: Job[Training]) -> Trained:
                 job.guide.load_state_dict(held["guide"])
             history = read_history(job.folder, job.name)
             return Trained(job.encoder.eval(), history, path, held["facts"], job.guide)
-        fitted = _fitted if job.p.device.devices == 1 else _fitted_in_ranks
+        if fitted is None:
+            fitted = _fitted if job.p.device.devices == 1 else _fitted_in_ranks
         history, facts, heads = fitted(job, key)
         params = job.p.model_dump(mode="json")
         more = {"facts": facts, "taught": taught, "heads": heads}
@@ -54,9 +63,7 @@ def train(job: Job[Training]) -> Trained:
     return Trained(job.encoder.eval(), history, path, facts, job.guide)
 
 
-def _fitted(
-    job: Job[Training], key: str
-) -> tuple[pd.DataFrame, dict[str, Any], dict[str, torch.Tensor]]:
+def _fitted(job: Job[Training], key: str) -> Fitted:
     """Train the job's encoder; its history, its facts and what its heads have learnt."""
     fabric, store, classes = job.fabric, job.store, job.classes
     data = pictures(job.manifest, "train", store, fabric, classes, job.codes)
@@ -92,9 +99,7 @@ def _fitted(
     return history, facts, {n: v.cpu() for n, v in criterion.state_dict().items()}
 
 
-def _fitted_in_ranks(
-    job: Job[Training], key: str
-) -> tuple[pd.DataFrame, dict[str, Any], dict[str, torch.Tensor]]:
+def _fitted_in_ranks(job: Job[Training], key: str) -> Fitted:
     """The same by a process for each device; the job's encoder and guide take over the weights."""
     if job.again is None:
         raise ValueError(f"{job.name}: nothing says how another process makes this training")
