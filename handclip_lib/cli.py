@@ -12,13 +12,14 @@ from typing import Any
 
 from handclip_lib import __version__
 from handclip_lib.aspects import ASPECTS, CHAIN
-from handclip_lib.params import ParamError, load, resolve
+from handclip_lib.params import ParamError, load
 from handclip_lib.report.searching import COMMANDS as SEARCHES
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import did_you_mean
-from handclip_lib.study_file import read_value
+from handclip_lib.study_file import ROOT, read_value
 
 DEMO = "demo"
+LEFT_OUT = "08_pretrain"  # of `demo`, for its minutes; `study demo` has it
 # Each command imports its own part: notebooks, figures and models take seconds to import
 
 
@@ -115,17 +116,14 @@ def _index(asked: argparse.Namespace) -> int:
 
 
 def _demo_data(asked: argparse.Namespace) -> int:
-    from handclip_lib.data.drawn.dataset import draw_dataset
+    from handclip_lib.data.tables import draw
 
-    drawn = load(study=DEMO).data
-    root = draw_dataset(
-        resolve(asked.root or drawn.root),
-        persons=drawn.drawn.persons if asked.persons is None else asked.persons,
-        seed=drawn.drawn.seed if asked.seed is None else asked.seed,
-        shots=tuple(asked.shots or drawn.drawn.shots),
-        workers=asked.workers,
-    )
-    print(f"drawn hands: {root}")
+    said = {
+        key: getattr(asked, key) for key in ("persons", "seed", "shots", "layout", "laboratory")
+    }
+    drawn = {key: value for key, value in said.items() if value is not None}
+    data = load(study=DEMO, overrides={"data": {"root": asked.root, "drawn": drawn}}).data
+    print(f"drawn hands: {draw(data, asked.workers)}")
     return 0
 
 
@@ -133,9 +131,11 @@ def _demo(asked: argparse.Namespace) -> int:
     from handclip_lib.report.study import run_study
 
     started = time.monotonic()
+    names = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    books = [name for name in names if name != LEFT_OUT]
     brief = ["00_splits", "01_baseline"]
     status = run_study(
-        DEMO, None, asked.aspects, [0], jobs=asked.cores, force=asked.force, others=brief
+        DEMO, books, asked.aspects, [0], jobs=asked.cores, force=asked.force, others=brief
     )
     print(f"the demo took {time.monotonic() - started:.0f} s in all")
     return status
@@ -205,7 +205,9 @@ _DRY_WORDS = "only say what would be run, and how long that may take"
 _EXECUTOR = "local, gpus, slurm or kubernetes (profiles/), or a profile's folder"
 _NOTEBOOKS = "default: the study's, else all"
 _SHOTS = "plain photographs an aspect (default: the demo study's)"
-_ROOT = {"default": "", "help": "the folder (default: the demo study's)"}
+_ROOT = {"default": "", "help": "the folder (default: one in data/ for each kind of set)"}
+_LAYOUT = "11k: four aspects; hd: right backs, in HD's folders, with persons who only distract"
+_LABORATORY = "white_table, or blue_cloth: another camera, light, cloth, and older persons"
 COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] = {
     "run": (
         _run,
@@ -240,8 +242,8 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
     "demo": (
         _demo,
         [_ASPECTS, _CORES, _FORCE],
-        "draw the demonstration data, run its study and write its index.html: every notebook for"
-        " the first aspect, splits and baseline for the others",
+        "draw the demonstration data, run its study and write its index.html: every notebook but"
+        f" {LEFT_OUT} for the first aspect, splits and baseline for the others",
     ),
     "demo-data": (
         _demo_data,
@@ -250,6 +252,8 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
             (("--persons",), {"type": int, "help": "default: the demo study's"}),
             (("--seed",), {"type": int, "help": "default: the demo study's"}),
             (("--shots",), {"type": int, "nargs": 2, "metavar": ("FROM", "TO"), "help": _SHOTS}),
+            (("--layout",), {"metavar": "11k|hd", "help": _LAYOUT}),
+            (("--laboratory",), {"metavar": "NAME", "help": _LABORATORY}),
             (("--workers",), {"type": int, "default": None, "help": "processes at a time"}),
         ],
         "draw the demonstration data: hands of persons that don't exist",

@@ -20,13 +20,15 @@ class Drawn(Node):
     persons: Annotated[int, BeforeValidator(no_bool), Field(ge=2)] = 40
     seed: Whole = 0
     shots: tuple[Count, Count] = (8, 12)  # plain photographs an aspect, from and to (inclusive)
+    layout: Literal["11k", "hd"] = "11k"  # hd: right backs, and extra persons as distractors
+    laboratory: Literal["white_table", "blue_cloth"] = "white_table"  # whose camera and light
 
 
 class Data(Node):
     """Which photographs."""
 
     dataset: Literal["11k", "HD", "drawn", "own"] = "11k"
-    root: Text = ""  # empty: data/11k, data/HD, data/drawn_hands; own: a folder or a CSV
+    root: Text = ""  # empty: data/11k, data/HD, data/drawn_…; own: a folder or a CSV
     drawn: Drawn = Drawn()
 
 

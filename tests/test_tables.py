@@ -467,11 +467,12 @@ def test_a_photograph_that_may_not_be_read_says_so(
 def test_a_missing_drawn_set_is_drawn_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def draw(root: Path, persons: int, seed: int, shots: tuple[int, int]) -> None:
+    def draw(root: Path, **told: object) -> Path:
         if not root.exists():
-            assert (persons, seed, shots) == (8, 0, (4, 5))
+            assert (told["persons"], told["seed"], told["shots"]) == (8, 0, (4, 5))
             make_11k(root)
             (root / "drawn.json").write_text("{}")
+        return root
 
     monkeypatch.setattr(tables, "draw_dataset", draw)
     for said in ("drawing the hands of 8 persons", ""):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import struct
 import zlib
@@ -14,7 +15,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from handclip_lib.aspects import ASPECTS, BY_METADATA
-from handclip_lib.data.drawn.dataset import COMMENT, MARKER
+from handclip_lib.data.drawn.dataset import COMMENT, MARKER, laboratory_of
 from handclip_lib.schema_base import did_you_mean
 
 DRAWN = "drawn hands (demonstration)"
@@ -44,15 +45,17 @@ def finish(
 ) -> pd.DataFrame:
     """The table of `rows` with its root and title, or TableError with all problems together.
 
-    Drawn hands never pass for photographs: their title is DRAWN and `read_as`.
+    Drawn hands never pass for photographs: their title is DRAWN, their laboratory where it is not
+    the first, and `read_as`.
     """
     if problems:
         raise TableError(f"{root}: {quantity(len(problems), 'problem')}", problems)
     if not rows:
         raise TableError(f"{root}: no photographs in it")
     table = pd.DataFrame(rows)
-    drawn = _is_drawn(root, table["image"])
-    table.attrs = {"root": str(root), "title": DRAWN + read_as if drawn else title}
+    if _is_drawn(root, table["image"]):
+        title = DRAWN + _where(root) + read_as
+    table.attrs = {"root": str(root), "title": title}
     return table
 
 
@@ -67,6 +70,12 @@ def _is_drawn(root: Path, images: Iterable[str]) -> bool:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # what is wrong with it is said by check_images
     return False
+
+
+def _where(root: Path) -> str:
+    """`, blue cloth` of hands that were drawn in another laboratory than the first."""
+    spec = json.loads((root / MARKER).read_text("utf-8")) if (root / MARKER).is_file() else {}
+    return f", {laboratory_of(spec).replace('_', ' ')}" if "laboratory" in spec else ""
 
 
 def sample(rows: Sequence[Mapping[str, object]]) -> str:

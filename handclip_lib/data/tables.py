@@ -25,11 +25,17 @@ from handclip_lib.data.drawn.dataset import MARKER, draw_dataset
 from handclip_lib.data.hd import read_hd
 from handclip_lib.data.own import read_own
 from handclip_lib.params import resolve
-from handclip_lib.schema import Params
+from handclip_lib.schema import Data, Params
 from handclip_lib.schema_base import did_you_mean
 
 SOURCE_11K = "https://sites.google.com/view/11khands (HandInfo.csv and Hands.zip)"
-_ROOTS = {"11k": "data/11k", "HD": "data/HD", "drawn": "data/drawn_hands"}
+_ROOTS = {"11k": "data/11k", "HD": "data/HD"}
+_DRAWN = {  # by layout and laboratory
+    ("11k", "white_table"): "data/drawn_hands",
+    ("hd", "white_table"): "data/drawn_hd",
+    ("11k", "blue_cloth"): "data/drawn_other",
+    ("hd", "blue_cloth"): "data/drawn_other_hd",
+}
 _COMPLETE = 11_076  # rows of 11k Hands
 _NEEDED = ("id", "accessories", "aspectOfHand", "imageName")
 _FLAGS = ("accessories", "nailPolish", "irregularities")
@@ -48,14 +54,34 @@ def read(p: Params) -> pd.DataFrame:
             "data.dataset is own, but data.root is empty: it names a CSV (image, pid, …) or a"
             " folder with one folder for each person"
         )
-    root = resolve(data.root or _ROOTS[data.dataset])
     if data.dataset == "own":
-        return read_own(root)
-    if data.dataset == "HD":
-        return read_hd(root)
+        return read_own(resolve(data.root))
     if data.dataset == "drawn":
-        _draw(root, p)
-    return read_11k(root)
+        root = draw(data)
+        return read_hd(root) if data.drawn.layout == "hd" else read_11k(root)
+    root = resolve(data.root or _ROOTS[data.dataset])
+    return read_hd(root) if data.dataset == "HD" else read_11k(root)
+
+
+def draw(data: Data, workers: int | None = None) -> Path:
+    """The folder of the set `data.drawn`, drawn where it isn't there yet.
+
+    Without `data.root` each layout and laboratory has its own in data/. workers: processes, None
+    being one per CPU. Raises ValueError if something else lies there.
+    """
+    told = data.drawn
+    root = resolve(data.root or _DRAWN[told.layout, told.laboratory])
+    if not (root / MARKER).is_file():
+        print(f"drawing the hands of {told.persons} persons in {root}")
+    return draw_dataset(
+        root,
+        persons=told.persons,
+        seed=told.seed,
+        shots=told.shots,
+        workers=workers,
+        layout=told.layout,
+        laboratory=told.laboratory,
+    )
 
 
 def read_11k(root: str | Path, check_files: bool = True) -> pd.DataFrame:
@@ -88,7 +114,7 @@ def read_11k(root: str | Path, check_files: bool = True) -> pd.DataFrame:
         problems += check_images(root, list(zip(where, images, strict=True)))
     title = "11k Hands" if len(rows) == _COMPLETE else f"11k Hands (sample: {sample(rows)})"
     table = finish(rows, path if problems else root, title, problems)
-    if table.attrs["title"] == DRAWN:  # whatever a study calls it
+    if table.attrs["title"].startswith(DRAWN):  # whatever a study calls it
         table["dataset"] = "drawn"
     return table
 
@@ -127,11 +153,3 @@ def _no_11k(root: Path) -> str:
         f"no HandInfo.csv in {root}: get 11k Hands from {SOURCE_11K},"
         " or say with data.root where it lies"
     )
-
-
-def _draw(root: Path, p: Params) -> None:
-    """Make the drawn set of `p.data.drawn` at root; ValueError if something else lies there."""
-    told = p.data.drawn
-    if not (root / MARKER).is_file():
-        print(f"drawing the hands of {told.persons} persons in {root}")
-    draw_dataset(root, persons=told.persons, seed=told.seed, shots=told.shots)

@@ -1,12 +1,12 @@
-"""A folder of drawn hands in the layout of 11k Hands: HandInfo.csv and Hands/*.jpg."""
+"""A folder of drawn hands in the layout of 11k Hands (HandInfo.csv, Hands/*.jpg) or of HD."""
 
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
-from handclip_lib.aspects import ASPECTS, CHAIN
+from handclip_lib.aspects import ASPECTS
 from handclip_lib.data.atomic import write_whole
 from handclip_lib.data.drawn.draw import draw_hand, draw_mask
-from handclip_lib.data.drawn.person import Person, make_person, person_seed, stream
+from handclip_lib.data.drawn.laboratory import LABORATORIES
+from handclip_lib.data.drawn.person import stream
+from handclip_lib.data.drawn.plan import Picture, plan
 
 GENERATOR = 1  # raise it whenever a pixel changes: a folder of another version is refused
 MARKER = "drawn.json"
@@ -29,25 +31,10 @@ COLUMNS = (
     "irregularities",
 )  # fmt: skip
 QUOTED = ("id", "gender", "skinColor", "aspectOfHand", "imageName")
+README_HD = """Hands drawn by HandCLIP, no photographs, in the folders of HKPolyU Hand Dorsal.
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One row of HandInfo.csv and what it takes to draw it."""
-
-    pid: int
-    person: Person
-    aspect: str
-    shot: int
-    number: int
-    accessories: bool
-    nail_polish: bool
-    irregular: bool
-
-    @property
-    def name(self) -> str:
-        """The file name, as 11k Hands numbers its own."""
-        return f"Hand_{self.number:07d}.jpg"
+Every picture shows the back of a right hand; its name begins with the number of the person.
+"""
 
 
 def draw_dataset(
@@ -57,16 +44,21 @@ def draw_dataset(
     shots: tuple[int, int] = (8, 12),
     workers: int | None = None,
     progress: bool = True,
+    layout: str = "11k",
+    laboratory: str = "white_table",
 ) -> Path:
     """Draws `persons` people into root and returns root; does nothing where that is done.
 
     shots: fewest and most plain pictures per person and aspect; pictures with accessories come
     besides. A run that was stopped goes on where it stopped. workers: processes (None: one per
-    CPU). ValueError where root holds another set, or anything that isn't drawn hands.
+    CPU). layout: 11k or hd, see `plan`; laboratory: one of LABORATORIES. ValueError where root
+    holds another set, or anything that isn't drawn hands.
     """
     root = Path(root)
-    spec = {"kind": "drawn hands", "generator": GENERATOR, "seed": seed}
+    spec: dict[str, Any] = {"kind": "drawn hands", "generator": GENERATOR, "seed": seed}
     spec |= {"persons": persons, "shots": list(shots)}
+    spec |= {"layout": layout} if layout != "11k" else {}
+    spec |= {"laboratory": laboratory} if laboratory != "white_table" else {}
     if persons < 1 or not 1 <= shots[0] <= shots[1]:
         raise ValueError(
             f"persons={persons}, shots={shots}: need persons >= 1 and 1 <= low <= high"
@@ -76,46 +68,25 @@ def draw_dataset(
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_name(f".{root.name}.lock")):  # two notebooks may want it at once
         if not _is_done(root, spec):
-            _draw_missing(root, spec, plan(persons, seed, shots), workers, progress)
+            _draw_missing(root, spec, workers, progress)
     return root
 
 
-def _draw_missing(
-    root: Path,
-    spec: dict[str, object],
-    rows: list[Picture],
-    workers: int | None,
-    progress: bool,
-) -> None:
+def _draw_missing(root: Path, spec: dict[str, Any], workers: int | None, progress: bool) -> None:
     """Everything of the set that is not on disk yet; the marker last."""
+    rows = _planned(spec)
     root.mkdir(exist_ok=True)
     write_whole(root / BEGUN, json.dumps(spec).encode())  # first: it says whose folder this is
-    (root / "Hands").mkdir(exist_ok=True)
-    missing = [row for row in rows if not (root / "Hands" / row.name).exists()]
-    _save_all(root, missing, workers or os.cpu_count() or 1, progress)
-    _write_table(root, rows)
+    for folder in {(root / row.image).parent for row in rows}:
+        folder.mkdir(parents=True, exist_ok=True)
+    missing = [row for row in rows if not (root / row.image).exists()]
+    draw = partial(_save, root, laboratory_of(spec))
+    _save_all(draw, missing, workers or os.cpu_count() or 1, progress)
+    if "layout" in spec:
+        write_whole(root / "README.txt", README_HD.encode())
+    else:
+        _write_table(root, rows)
     os.replace(root / BEGUN, root / MARKER)
-
-
-def plan(persons: int, seed: int, shots: tuple[int, int]) -> list[Picture]:
-    """All pictures of a set in the order of the table; a person's don't depend on later ones."""
-    rows: list[Picture] = []
-    pid, number = 0, 1
-    for index in range(persons):
-        person = make_person(person_seed("drawn", seed, index))
-        rng = stream(person.seed, "plan", *shots)
-        pid += int(rng.integers(1, 9)) + (400 if rng.random() < 0.04 else 0)
-        polish = person.gender == "female" and rng.random() < 0.25
-        wears, irregular = rng.random() < 0.75, rng.random() < 0.03
-        for aspect in CHAIN:
-            plain = int(rng.integers(shots[0], shots[1] + 1))
-            worn = max(1, round(plain * rng.uniform(0.2, 0.5))) if wears else 0
-            for shot in range(plain + worn):
-                number += 1 + (int(rng.integers(1, 5)) if rng.random() < 0.05 else 0)
-                rows.append(
-                    Picture(pid, person, aspect, shot, number, shot >= plain, polish, irregular)
-                )
-    return rows
 
 
 def masks_of(root: Path, images: Sequence[str]) -> list[np.ndarray]:
@@ -127,15 +98,27 @@ def masks_of(root: Path, images: Sequence[str]) -> list[np.ndarray]:
     spec = json.loads((root / MARKER).read_text(encoding="utf-8"))
     if spec["generator"] != GENERATOR:
         raise ValueError(f"{root} was drawn by another generator: {spec}; draw it again")
-    rows = {row.name: row for row in plan(spec["persons"], spec["seed"], tuple(spec["shots"]))}
-    unknown = [image for image in images if Path(image).name not in rows]
+    rows = {row.image: row for row in _planned(spec)}
+    unknown = [image for image in images if image not in rows]
     if unknown:
         raise ValueError(f"{root} has no picture {unknown[0]} ({len(unknown)} unknown)")
-    told = [rows[Path(image).name] for image in images]
-    return [draw_mask(r.person, r.aspect, r.shot, accessories=r.accessories) for r in told]
+    mask = partial(draw_mask, laboratory=laboratory_of(spec))
+    told = [rows[image] for image in images]
+    return [mask(r.person, r.aspect, r.shot, accessories=r.accessories) for r in told]
 
 
-def _is_done(root: Path, spec: dict[str, object]) -> bool:
+def laboratory_of(spec: Mapping[str, Any]) -> str:
+    """The laboratory of a set by what its marker holds; the white table where it says none."""
+    return str(spec.get("laboratory", "white_table"))
+
+
+def _planned(spec: Mapping[str, Any]) -> list[Picture]:
+    """The pictures of the set that a marker tells."""
+    told = spec["persons"], spec["seed"], tuple(spec["shots"])
+    return plan(*told, spec.get("layout", "11k"), laboratory_of(spec))
+
+
+def _is_done(root: Path, spec: dict[str, Any]) -> bool:
     """True if root holds this very set; ValueError if it holds anything but a part of it."""
     if _is_this(root / MARKER, spec):
         return True
@@ -148,7 +131,7 @@ def _is_done(root: Path, spec: dict[str, object]) -> bool:
     return False
 
 
-def _is_this(path: Path, spec: dict[str, object]) -> bool:
+def _is_this(path: Path, spec: dict[str, Any]) -> bool:
     """Whether this marker is there; ValueError if it is another set's."""
     if not path.exists():
         return False
@@ -161,7 +144,9 @@ def _is_this(path: Path, spec: dict[str, object]) -> bool:
     return True
 
 
-def _save_all(root: Path, rows: list[Picture], workers: int, progress: bool) -> None:
+def _save_all(
+    draw: Callable[[Picture], None], rows: list[Picture], workers: int, progress: bool
+) -> None:
     """Draws the rows, in this process if there is one worker."""
 
     def bar(done: Iterable[Any]) -> Iterable[Any]:
@@ -169,16 +154,16 @@ def _save_all(root: Path, rows: list[Picture], workers: int, progress: bool) -> 
 
     if workers == 1 or len(rows) < 2:
         for row in bar(rows):
-            _save(root, row)
+            draw(row)
         return
     # A forked worker starts at once; a spawned one imports all of torch for a few pictures.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(min(workers, len(rows)), mp_context=context) as pool:
-        for _ in bar(pool.map(_save, [root] * len(rows), rows, chunksize=4)):
+        for _ in bar(pool.map(draw, rows, chunksize=4)):
             pass
 
 
-def _save(root: Path, row: Picture) -> None:
+def _save(root: Path, laboratory: str, row: Picture) -> None:
     """Draws one picture and writes it under a temporary name first."""
     pixels = draw_hand(
         row.person,
@@ -187,12 +172,14 @@ def _save(root: Path, row: Picture) -> None:
         accessories=row.accessories,
         nail_polish=row.nail_polish,
         irregular=row.irregular,
+        laboratory=laboratory,
     )
-    quality = int(stream(row.person.seed, row.aspect, row.shot, "jpeg").integers(80, 96))
-    part = root / f"{row.name}.part"
+    between = LABORATORIES[laboratory].quality
+    quality = int(stream(row.person.seed, row.aspect, row.shot, "jpeg").integers(*between))
+    part = root / f"{row.image.replace('/', ' ')}.part"
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     picture.save(part, format="JPEG", quality=quality, comment=COMMENT)
-    os.replace(part, root / "Hands" / row.name)
+    os.replace(part, root / row.image)
 
 
 def _write_table(root: Path, rows: list[Picture]) -> None:

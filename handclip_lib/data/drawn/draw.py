@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from handclip_lib.data.drawn.laboratory import LABORATORIES
 from handclip_lib.data.drawn.nails import POLISH, add_nails
 from handclip_lib.data.drawn.person import Person, hand_of, split_aspect, stream
 from handclip_lib.data.drawn.pose import Shot, chains, make_shot
@@ -20,14 +21,17 @@ def draw_hand(
     accessories: bool = False,
     nail_polish: bool = False,
     irregular: bool = False,
-    size: tuple[int, int] = (640, 480),
+    size: tuple[int, int] | None = None,
+    laboratory: str = "white_table",
 ) -> np.ndarray:
-    """A picture of the hand, (H, W, 3) uint8 RGB; size is (W, H), 4:3 as 11k Hands' are.
+    """A picture of the hand, (H, W, 3) uint8 RGB; size is (W, H), by default the laboratory's.
 
     aspect is dorsal_r, dorsal_l, palmar_r or palmar_l (ValueError otherwise); irregular: pen
-    marks on the skin. The same person seed, aspect and shot number give the same picture.
+    marks on the skin. The same person seed, aspect, shot number and laboratory give the same
+    picture.
     """
-    subject, shape, pose = _laid(person, aspect, shot, accessories, size)
+    there = LABORATORIES[laboratory]
+    subject, shape, pose = _laid(person, aspect, shot, accessories, size, laboratory)
     surface, frame = subject.surface, subject.frame
     rng = stream(person.seed, aspect, shot, "render")
     rgb = paint(subject, shape, layers(subject, shape), pose, rng)
@@ -40,7 +44,8 @@ def draw_hand(
     alpha = np.clip(0.5 - shape.distance * frame.scale, 0, 1)
     add_band(rgb, alpha, subject, shape, pose, rng)
     add_sleeve(rgb, alpha, subject, pose, rng)
-    return photograph(compose(rgb, alpha, frame, pose, rng), pose, rng)
+    scene = compose(rgb, alpha, frame, pose, rng, there)
+    return photograph(scene, pose, rng, there)
 
 
 def draw_mask(
@@ -49,31 +54,38 @@ def draw_mask(
     shot: int,
     *,
     accessories: bool = False,
-    size: tuple[int, int] = (640, 480),
+    size: tuple[int, int] | None = None,
+    laboratory: str = "white_table",
 ) -> np.ndarray:
     """(H, W) float32, 0 to 1: how much of each pixel of `draw_hand`'s picture is hand.
 
     The hand ends at the crease of the wrist, so that neither arm nor sleeve, watch or bracelet
     count; rings and nails do. Only the outline is drawn, a sixth of the picture's work.
     """
-    subject, shape, _ = _laid(person, aspect, shot, accessories, size)
+    subject, shape, _ = _laid(person, aspect, shot, accessories, size, laboratory)
     x0, y0, x1, y1 = subject.frame.box
     inside = np.clip(0.5 - shape.distance * subject.frame.scale, 0, 1)
     above = np.clip(0.5 + subject.frame.grid()[1] * subject.frame.scale, 0, 1)
-    mask = np.zeros((size[1], size[0]), np.float32)
+    mask = np.zeros(subject.frame.size[::-1], np.float32)
     mask[y0:y1, x0:x1] = inside * above
     return mask
 
 
 def _laid(
-    person: Person, aspect: str, shot: int, accessories: bool, size: tuple[int, int]
+    person: Person,
+    aspect: str,
+    shot: int,
+    accessories: bool,
+    size: tuple[int, int] | None,
+    laboratory: str,
 ) -> tuple[Subject, Shape, Shot]:
     """The hand as it lies in a picture, before there is any colour."""
     surface, side = split_aspect(aspect)
-    pose = make_shot(person, aspect, shot, accessories)
+    there = LABORATORIES[laboratory]
+    pose = make_shot(person, aspect, shot, accessories, there)
     hand = hand_of(person, side)
     joints = chains(hand, pose)
     thumb = 1 if (surface == "dorsal") == (side == "r") else -1
-    frame = make_frame(joints, pose, thumb, size)
+    frame = make_frame(joints, pose, thumb, size or there.size)
     subject = Subject(person, surface, side, hand, joints, frame)
     return subject, build(frame, hand, joints, pose), pose

@@ -81,11 +81,14 @@ def choice(person: Person, name: str, low: int, high: int) -> int:
     return int(stream(person.seed, name).integers(low, high + 1))
 
 
-def make_person(seed: int) -> Person:
-    """The person with this seed, the same on every machine."""
+def make_person(seed: int, ages: tuple[float, float, float] = (19, 1.3, 4.5)) -> Person:
+    """The person with this seed, the same on every machine.
+
+    ages: the youngest, in years, and shape and scale of the gamma distribution above it.
+    """
     rng = stream(seed, "person")
     gender = "female" if rng.random() < 0.62 else "male"
-    age = int(np.clip(19 + rng.gamma(1.3, 4.5), 18, 75))
+    age = int(np.clip(ages[0] + rng.gamma(*ages[1:]), 18, 75))
     skin = str(rng.choice(list(SKIN_TONES), p=[0.08, 0.32, 0.47, 0.13]))
     z = np.clip(rng.standard_normal(4), -2.2, 2.2)
     aged = (age - 20) / 50

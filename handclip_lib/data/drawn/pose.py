@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from handclip_lib.data.drawn.laboratory import LABORATORIES, Laboratory
 from handclip_lib.data.drawn.person import Hand, Person, split_aspect, stream
 
 
@@ -28,17 +29,23 @@ class Shot:
     band: str  # none | watch | bracelet
 
 
-def make_shot(person: Person, aspect: str, shot: int, accessories: bool) -> Shot:
-    """The nuisances of this shot: fixed by person seed, aspect and shot number."""
+def make_shot(
+    person: Person,
+    aspect: str,
+    shot: int,
+    accessories: bool,
+    there: Laboratory = LABORATORIES["white_table"],
+) -> Shot:
+    """The nuisances of this shot: fixed by person seed, aspect, shot number and laboratory."""
     surface, _ = split_aspect(aspect)
     rng = stream(person.seed, aspect, shot, "shot")
     ring, band = _worn(rng) if accessories else ("none", "none")
-    direction = rng.uniform(-np.pi, np.pi)
-    tilt = rng.uniform(0.25, 0.6)
+    direction = rng.uniform(*there.direction)
+    tilt = rng.uniform(*there.tilt)
     zoom = rng.uniform(1.78, 2.0) if band != "none" else rng.uniform(1.95, 2.4)
     return Shot(
         angle=float(np.radians(np.clip(rng.normal(0, 8), -16, 16))),
-        px_per_mm=float(zoom),
+        px_per_mm=float(zoom / there.distance),
         centre=(float(rng.uniform(0.36, 0.64)), float(rng.uniform(0.82, 0.955))),
         stretch=(float(rng.normal(1, 0.025)), float(rng.normal(1, 0.025))),
         fingers=_spread(rng, surface),
@@ -46,9 +53,10 @@ def make_shot(person: Person, aspect: str, shot: int, accessories: bool) -> Shot
         shorten=1 - np.abs(rng.normal(0, 0.03, (5, 3))) - abs(rng.normal(0, 0.02)),
         forearm=float(rng.normal(0, 0.11)),
         light=np.array([np.cos(direction) * tilt, np.sin(direction) * tilt, np.sqrt(1 - tilt**2)]),
-        ambient=float(rng.uniform(0.3, 0.47)),
+        ambient=float(rng.uniform(*there.ambient)),
         exposure=float(np.exp(np.clip(rng.normal(0.01, 0.095), -0.22, 0.13))),
-        white=np.exp(np.clip(rng.normal(0, 0.042, 3), -0.075, 0.075) * np.array([1, 0.4, 1])),
+        white=np.exp(np.clip(rng.normal(0, 0.042, 3), -0.075, 0.075) * np.array([1, 0.4, 1]))
+        * there.tint,
         sleeve=float(rng.uniform(-75, -12)) if rng.random() < 0.55 else -400.0,
         ring=ring,
         band=band,
