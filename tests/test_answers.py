@@ -23,8 +23,8 @@ from handclip_lib.evaluate.scenarios import scenarios
 from handclip_lib.evaluate.verification import verification_metrics
 from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import load_comparator
-from handclip_lib.params import ParamError
 from handclip_lib.report import answers
+from handclip_lib.report.abroad import There
 from handclip_lib.report.explain import hand_table
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.runs import open_run
@@ -143,28 +143,16 @@ def test_some_persons_are_strangers(p, manifest, spaces):
     assert found["m"]["n_non_mated"] > 0 and len(spans["m"]["rank1"]) == 2
 
 
-def test_other_data_sets_are_asked_in_their_own_gallery(csv, p, table, manifest, tmp_path):
-    there = toy_chain.squares(tmp_path / "abroad", first=50, persons=8, seed=3)
-    more = {"others": {"abroad": {"root": str(there)}}}
-    q = toy_chain.told(csv, comparison=more)
-    fabric, asked = make_fabric(q), {"own": manifest}
-    one = Contender("zero_shot")
-    spaces = {"zero_shot": space_of(one, q, table, images_of(manifest), fabric)}
-    found = answers.asked([one], spaces, asked, q, fabric)["zero_shot"]
-    assert list(found) == ["own", "abroad"]
-    space, boots = spaces["zero_shot"], (q.evaluation.bootstrap, q.seed)
-    assert found["own"] == evaluate(space.z, list(space.images), manifest, *boots)["own"]
-    r = q.model_copy(update={"data": q.data.model_copy(update={"root": str(there)})})
-    other = tables.read(r)
-    rows = splits.manifest_for(r, other)
-    abroad = space_of(one, r, other, images_of(rows), fabric)
-    expected = evaluate(abroad.z, list(abroad.images), rows, *boots)["own"]
-    assert found["abroad"] == expected and expected["persons"] == 4
-    tested = int(rows.loc[rows["split"] == "query", "pid"].max())
-    knows = Contender("zero_shot", taught={f"own {Path(other.attrs['root']).resolve()}": [tested]})
-    assert list(answers.asked([knows], spaces, asked, q, fabric)["zero_shot"]) == ["own"]
-    with pytest.raises(ParamError, match=r"comparison\.others\.abroad: a test is called that"):
-        answers.asked([one], spaces, asked | {"abroad": manifest}, q, fabric)
+def test_answers_from_other_data_sets_stand_beside_the_scenarios(p, manifest, spaces):
+    scores = {"rank1": {"mean": 0.5}}
+    there = {"abroad": There("others", {"m": scores, "n": {}}, {}, {})}
+    found = answers.asked([MODEL], spaces, {"own": manifest}, there, p)
+    assert list(found) == ["m"] and list(found["m"]) == ["own", "abroad"]
+    space, boots = spaces["m"], (p.evaluation.bootstrap, p.seed)
+    assert found["m"]["own"] == evaluate(space.z, list(space.images), manifest, *boots)["own"]
+    assert found["m"]["abroad"] == scores
+    away = {"abroad": There("others", {}, {}, {"m": [3]})}
+    assert list(answers.asked([MODEL], spaces, {"own": manifest}, away, p)["m"]) == ["own"]
 
 
 # --- explanations, and what is kept -------------------------------------------------------------
@@ -250,7 +238,7 @@ def test_what_is_kept_can_be_written(p, table, manifest, models, shown, tmp_path
     fabric = make_fabric(p)
     ranked = {"mba": answers.ranked(models[1], spaces["mba"], manifest, table, p, fabric)}
     kept = answers.kept(
-        answers.asked(models, spaces, asked, p, make_fabric(p)), ranked, found, {}, worth,
+        answers.asked(models, spaces, asked, {}, p), ranked, found, {}, worth,
         strangers, {}, {}, explained,
     )  # fmt: skip
     run = open_run("06_eval_rerank", p)

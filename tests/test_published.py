@@ -6,7 +6,7 @@ import pytest
 
 from handclip_lib.aspects import CHAIN
 from handclip_lib.report import published as module
-from handclip_lib.report.published import published, published_table
+from handclip_lib.report.published import published, published_across, published_table
 
 RAW = pd.read_csv(module._FILE, keep_default_na=False)
 
@@ -94,3 +94,14 @@ def test_what_is_given_out_is_a_copy():
     frame = published("11k", "dorsal_l")
     frame["map"] = 0.0
     assert (published("11k", "dorsal_l")["map"] > 0).all()
+
+
+def test_across_data_sets_both_sides_keep_their_gallery():
+    table = published_across()
+    assert [method for _, method in table.index] == ["GPA-Net", "RGA-Net", "ABD-Net", "MBA-Net"]
+    assert set(table.index.get_level_values(0)) == {"11k dorsal_r"}
+    row = table.loc[("11k dorsal_r", "MBA-Net")]
+    assert row["at home"].tolist() == ["all aspects (290)", "97.45", "[98.51]", "97.98"]
+    assert row["on HD"].tolist() == ["own gallery (1,593)", "84.41", "[87.55]", "85.98"]
+    assert row["", "rank-1 (points)"] == "−13.04" and "2108.02234" in row["", "source"]
+    assert table.loc[("11k dorsal_r", "ABD-Net"), ("", "rank-1 (points)")] == "−24.67"

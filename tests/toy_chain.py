@@ -45,6 +45,15 @@ def squares(root: Path, first: int = 0, persons: int = PERSONS, seed: int = 0) -
     return path
 
 
+def roughen(csv: Path) -> None:
+    """The same photographs with much noise: persons who are hard to tell apart."""
+    rng = np.random.default_rng(0)
+    for path in sorted(csv.parent.glob("*.png")):
+        pixels = np.asarray(Image.open(path)).astype(float)
+        noisy = (pixels + rng.normal(0, 150, pixels.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(path)
+
+
 def told(csv: Path, aspect: str = "dorsal_r", **changes: Any) -> Params:
     """The study of the squares in `csv`; changes: of branches of the tree."""
     study: dict[str, Any] = {

@@ -8,7 +8,6 @@ import lightning_fabric as lf
 import numpy as np
 import pandas as pd
 
-from handclip_lib.data import splits, tables
 from handclip_lib.data.leaks import TESTING
 from handclip_lib.data.store import open_store
 from handclip_lib.evaluate import calibration, openset, verification
@@ -18,7 +17,7 @@ from handclip_lib.evaluate.pairs import by_kind, distinct, pairs_of
 from handclip_lib.evaluate.protocol import evaluate
 from handclip_lib.evaluate.scenarios import evaluate_all
 from handclip_lib.evaluate.ways import ways
-from handclip_lib.params import ParamError, other_data
+from handclip_lib.report.abroad import There
 from handclip_lib.report.calibrated import calibrated
 from handclip_lib.report.errors import plain
 from handclip_lib.report.lineup import Contender
@@ -92,29 +91,18 @@ def asked(
     models: Sequence[Contender],
     spaces: Mapping[str, Space],
     scenarios: Mapping[str, pd.DataFrame],
+    there: Mapping[str, There],
     p: Params,
-    fabric: lf.Fabric,
 ) -> dict[str, dict[str, Any]]:
-    """{model: {scenario: scores}}, those on the data sets of `comparison.others` among them.
+    """{model: {scenario: scores}}, other data sets among them, where the model was asked there.
 
-    On another data set, by its name there, a model that was trained here is searched in the
-    aspect's own gallery there, distractors included; one that was taught persons who are tested
-    there is left out, which is printed. Raises ParamError where it has a scenario's name.
+    there: what `abroad.answered` gives.
     """
     boots = (p.evaluation.bootstrap, p.seed)
     found = {one.name: evaluate_all(spaces[one.name].of, scenarios, *boots) for one in models}
-    for name, there in other_data(p).items():
-        if name in scenarios:
-            raise ParamError(f"comparison.others.{name}: a test is called that already; rename it")
-        table = tables.read(there)
-        manifest = splits.manifest_for(there, table)
-        manifest = manifest[manifest["split"].isin(("query", "gallery"))]
-        for one in models:
-            if one.met(table, manifest, "query", "gallery"):
-                print(f"{one.name} is left out of {name}: it was taught persons of it")
-                continue
-            space = space_of(one, there, table, images_of(manifest), fabric)
-            found[one.name] |= evaluate_all(space.of, {name: manifest}, *boots)
+    for name, answers in there.items():
+        for model in found.keys() & answers.scores.keys():
+            found[model][name] = answers.scores[model]
     return found
 
 

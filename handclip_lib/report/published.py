@@ -64,6 +64,38 @@ def published_table(dataset: str, aspect: str) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["gallery", "method"]) if rows else pd.DataFrame()
 
 
+def published_across() -> pd.DataFrame:
+    """Published results on another data set than the one that trained them, per cent.
+
+    A row a method: at home and there, each with its gallery, and what rank-1 lost in points, of
+    which the larger gallery there has its part. An mAP in brackets is derived.
+    """
+    frame = _rows()
+    at_home = frame["trained"].str.split(" ").str[0] == frame["dataset"]
+    both = frame[~at_home & (frame["trained"] != "")].merge(
+        frame[at_home], on=["method", "trained"], suffixes=(" there", "")
+    )
+    rows = {}
+    for _, row in both.iterrows():
+        lost = f"{100 * (row['rank1 there'] - row['rank1']):+.2f}".replace("-", "−")
+        told = _side(row, "", "at home") | _side(row, " there", f"on {row['dataset there']}")
+        rows[row["trained"], row["method"]] = told | {
+            ("", "rank-1 (points)"): lost,
+            ("", "source"): row["source"],
+        }
+    return pd.DataFrame(rows).T.rename_axis(["trained on", "method"])
+
+
+def _side(row: "pd.Series[Any]", which: str, words: str) -> dict[tuple[str, str], str]:
+    standard = row[f"ap{which}"] == "standard"
+    return {
+        (words, "gallery"): f"{GALLERIES[row[f'gallery{which}']]} ({row[f'entries{which}']:,})",
+        (words, "rank-1"): _percent(row[f"rank1{which}"]),
+        (words, "mAP"): _percent(row[f"map{which}"], not standard),
+        (words, "mAP (trapezoid)"): _percent(row[f"map_trapezoid{which}"], standard),
+    }
+
+
 def _versions(rank1: pd.Series) -> str:
     if len(rank1) == 1:
         return ""

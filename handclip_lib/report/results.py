@@ -66,8 +66,9 @@ def one_row_each(runs: list[Finished]) -> pd.DataFrame:
     """One row a model of a run: whose it is, its scores in both galleries, what training it took.
 
     Scores are 0–1: `rank1` … `minp` and their `_low`, `_high` in the own gallery, with `all_` in
-    front among all aspects; `training_…` the facts of its training; `space_…` those of
-    its features; empty where the run says nothing of them.
+    front among all aspects and `on_<name>_` on another data set of `comparison.others`;
+    `training_…` the facts of its training; `space_…` those of its features; empty where the run
+    says nothing of them.
     """
     rows = []
     for run in runs:
@@ -78,6 +79,8 @@ def one_row_each(runs: list[Finished]) -> pd.DataFrame:
             row = head | {"variant": variant}
             for gallery, scores in galleries.items():
                 row |= _flat(scores, "" if gallery == "own" else f"{gallery}_")
+            for name, there in m.get("abroad", {}).items():
+                row |= _flat(there["scores"].get(variant, {}), f"on_{name}_")
             told = {"training": m.get("training", {}), "space": m.get("geometry", {})}
             for word, of_variant in told.items():
                 facts = of_variant.get(variant, {})

@@ -1,0 +1,225 @@
+"""Models on other data sets than the one that taught them: what of a gain travels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning_fabric as lf
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from handclip_lib.aspects import ASPECTS
+from handclip_lib.data import splits, tables
+from handclip_lib.data.check import listed
+from handclip_lib.evaluate.protocol import evaluate, per_query
+from handclip_lib.params import ParamError, other_data
+from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, saying, styled
+from handclip_lib.report.compare import paired_tests
+from handclip_lib.report.lineup import Contender
+from handclip_lib.report.page import p_text
+from handclip_lib.report.spaces import space_of
+from handclip_lib.report.summary import percent
+from handclip_lib.report.sweeps import SHOWN, signed
+from handclip_lib.schema import Params
+from handclip_lib.train.states import Task
+
+HOME = "home"  # the study's own data, in figures and files
+NONE = "No other data set was asked for: comparison.others names some."
+
+
+@dataclass(frozen=True)
+class There:
+    """What models answered on another data set. title: of its photographs; scores: {model: those of
+    the own gallery there}; tests: `paired_tests` there, empty where the reference was left out;
+    left_out: {model: persons tested there whom it was taught}.
+    """
+
+    title: str
+    scores: Mapping[str, dict[str, Any]]
+    tests: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    left_out: Mapping[str, Sequence[int]]
+
+
+def others(p: Params, taken: Sequence[str]) -> dict[str, Task]:
+    """The test of each data set in `comparison.others`, by name: queries and own galleries.
+
+    Its protocol is the study's, but nobody is held out there, since nothing is chosen there. taken:
+    names of the study's own tests; ParamError where a data set has one of them.
+    """
+    found = {}
+    for name, there in other_data(p).items():
+        if name in (HOME, *taken):
+            raise ParamError(f"comparison.others.{name}: a test is called that already; rename it")
+        split = there.split.model_copy(update={"select": "none", "legacy_tree": ""})
+        there = there.model_copy(update={"split": split})
+        table = tables.read(there)
+        manifest = splits.manifest_for(there, table)
+        tested = manifest[manifest["split"].isin(("query", "gallery"))]
+        found[name] = Task(name, there, table, tested)
+    return found
+
+
+def answered(
+    models: Sequence[Contender], places: Mapping[str, Task], p: Params, fabric: lf.Fabric
+) -> dict[str, There]:
+    """{data set: what the models answered there}, each searched in the own gallery there.
+
+    Distractors are included where the data set has some. A model that was taught persons who are
+    tested there is left out, which is printed with them.
+    """
+    found = {}
+    for name, place in places.items():
+        met = {one.name: one.met(place.table, place.manifest, "query", "gallery") for one in models}
+        left = {model: people for model, people in met.items() if people}
+        for model, people in left.items():
+            who = ", ".join(listed([str(pid) for pid in people], 10))
+            print(
+                f"{model} is left out of {name}: it was taught persons who are tested there: {who}"
+            )
+        able = [one for one in models if one.name not in left]
+        rows: dict[str, pd.DataFrame] = {}
+        scores: dict[str, dict[str, Any]] = {}
+        for one in able:
+            z = space_of(one, place.p, place.table, place.images, fabric).z
+            told = z, place.images, place.manifest
+            rows[one.name] = per_query(*told)
+            scores[one.name] = evaluate(*told, p.evaluation.bootstrap, p.seed)["own"]
+        reference = p.comparison.reference
+        tests = paired_tests(rows, reference, p.seed) if reference in rows else {}
+        found[name] = There(str(place.table.attrs["title"]), scores, tests, left)
+    return found
+
+
+def change(home: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+    """{difference, ci95}: a metric there less the same at home, of persons who are others.
+
+    home, there: {mean, ci95} of one metric, 0–1. The interval of a difference of two independent
+    means is put together from those of the two. Zou & Donner 2008, doi:10.1002/sim.3095, section 2.
+    """
+    (low, high), (there_low, there_high) = home["ci95"], there["ci95"]
+    before, after = home["mean"], there["mean"]
+    down = float(np.hypot(after - there_low, high - before))
+    up = float(np.hypot(there_high - after, before - low))
+    difference = after - before
+    return {"difference": difference, "ci95": [difference - down, difference + up]}
+
+
+def kept(
+    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There]
+) -> dict[str, dict[str, Any]]:
+    """The answers on other data sets as metrics.json holds them: plain values.
+
+    own: {model: {"own": scores at home}}. Beside `title`, `scores`, `tests` and `left_out`,
+    `change`: {model: {metric: `change`}}.
+    """
+    return {
+        name: {
+            "title": found.title,
+            "scores": found.scores,
+            "tests": found.tests,
+            "left_out": found.left_out,
+            "change": {
+                model: {m: change(own[model]["own"][m], scores[m]) for m, _ in SHOWN}
+                for model, scores in found.scores.items()
+            },
+        }
+        for name, found in there.items()
+    }
+
+
+def places_table(home: Task, places: Mapping[str, Task]) -> pd.DataFrame:
+    """A row a data set, the study's own first: photographs, aspect, and the size of its test.
+
+    Persons are those asked for; entries those of the largest gallery, distractors among them.
+    """
+    rows = {}
+    for name, place in {HOME: home, **places}.items():
+        query, entries = (
+            place.manifest[place.manifest["split"] == s] for s in ("query", "gallery")
+        )
+        rows[name] = {
+            "photographs": place.table.attrs["title"],
+            "aspect": ASPECTS[place.p.aspect].title,
+            "persons": query["pid"].nunique(),
+            "queries of a draw": int(query["draw"].value_counts().max()),
+            "gallery entries": int(entries["draw"].value_counts().max()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
+
+
+def across_table(
+    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There], reference: str
+) -> pd.DataFrame:
+    """A row a data set and model: at home, there, what lies between, and against the reference.
+
+    own: {model: {"own": scores at home}}. Per cent and points with 95 % intervals; p of the
+    paired tests there, by Holm over the models of that data set. Empty without other data sets.
+    """
+    rows = {}
+    for name, found in there.items():
+        for model, scores in found.scores.items():
+            row: dict[tuple[str, str], str] = {}
+            for metric, words in SHOWN:
+                at_home = own[model]["own"][metric]
+                test = found.tests.get(metric, {}).get(model)
+                row[words, "at home (%)"] = percent(at_home)
+                row[words, "there (%)"] = percent(scores[metric])
+                row[words, "change (points)"] = _points(change(at_home, scores[metric]))
+                row[words, f"above {reference} there"] = _points(test)
+                row[words, "p (Holm)"] = p_text(test["holm"]) if test else "–"
+            rows[name, model] = row
+    frame = pd.DataFrame(rows).T
+    return frame.rename_axis(["data set", "model"]) if rows else frame
+
+
+def _points(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return "–"
+    low, high = told["ci95"]
+    return f"{signed(told['difference'])} [{signed(low)}, {signed(high)}]"
+
+
+@styled
+def side_by_side(
+    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There], title: str
+) -> Figure:
+    """Rank-1 and mAP of every model at home and on each other data set, with 95 % intervals.
+
+    own: {model: {"own": scores at home}}. A row a model, a colour a data set.
+    """
+    if not there:
+        return saying(title, NONE)
+    places = {HOME: {model: galleries["own"] for model, galleries in own.items()}}
+    places |= {name: dict(found.scores) for name, found in there.items()}
+    fig, axes = canvas(title, 1, 2, (10.0, 1.6 + (0.14 + 0.13 * len(places)) * len(own)))
+    for ax, (metric, words) in zip(axes[0], SHOWN, strict=True):
+        for i, (name, colour) in enumerate(colours(list(places)).items()):
+            told = [(k, places[name][m][metric]) for k, m in enumerate(own) if m in places[name]]
+            at = np.array([k for k, _ in told]) + (i - (len(places) - 1) / 2) * 0.6 / len(places)
+            ends = np.array([score["ci95"] for _, score in told]).reshape(-1, 2).T
+            ax.hlines(at, *ends, color=colour, linewidth=2)
+            ax.plot([s["mean"] for _, s in told], at, "o", color=colour, markersize=5, label=name)
+        ax.set(ylim=(len(own) - 0.5, -0.5), title=words)
+        ax.hlines(np.arange(1, len(own)) - 0.5, 0, 1, color="#E4E7EB", linewidth=0.8, zorder=0)
+        ax.set_yticks(range(len(own)), own if ax is axes[0, 0] else [""] * len(own))
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
+        grid_lines(ax, "x")
+    key(fig, axes[0, 0], "tested on (lines: 95 % intervals over persons)")
+    return fig
+
+
+def colours(places: Sequence[str]) -> dict[str, str]:
+    """A colour for each data set, home's being the text's."""
+    return {name: PALETTE[(i - 1) % len(PALETTE)] if i else INK for i, name in enumerate(places)}
+
+
+def key(fig: Figure, ax: Axes, note: str) -> None:
+    """What the colours of `ax` stand for, below the figure."""
+    handles, words = ax.get_legend_handles_labels()
+    fig.legend(
+        handles, words, loc="outside lower left", ncols=min(4, len(words)),
+        title=note, title_fontsize=9, alignment="left",
+    )  # fmt: skip
