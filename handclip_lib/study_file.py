@@ -127,7 +127,8 @@ def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
     """Put differences over what is there, in place: branches merge, lists and values replace.
 
     Losses and variants say the same thing, so the later one counts: `stage2.losses` takes away the
-    variants beneath it, and `stage2.variants` those of before. Both at once is an error.
+    variants beneath it, and `stage2.variants` those of before. Both at once is an error. Variants
+    and `comparison.others` are replaced whole.
     """
     stage2 = change.get("stage2")
     told = stage2 if isinstance(stage2, Mapping) else {}
@@ -139,7 +140,8 @@ def layer(base: dict[str, Any], change: Mapping[str, Any], where: str) -> None:
     beneath = base.get("stage2")
     if isinstance(beneath, dict) and ("losses" in told or "variants" in told):
         beneath.pop("variants", None)
-    for branch, key in (place.split(".") for place in _FOLDERS if place != "stage2.variants"):
+    whole = [*(place for place in _FOLDERS if place != "stage2.variants"), "comparison.others"]
+    for branch, key in (place.split(".") for place in whole):
         new = change.get(branch)
         if isinstance(new, Mapping) and key in new and branch in base:
             base[branch].pop(key, None)
