@@ -13,6 +13,7 @@ from handclip_lib.data.preprocess import to_rgb
 
 SIDE = 512  # pixels of the longer side of every photograph before it is spoiled
 Picture = Image.Image
+_ARM = 0.1  # of the longer side: narrower than nearly all arms, broader than two fingertips
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,19 @@ def wrist_edge(picture: Picture) -> tuple[int, float] | None:
 
     The edge of the frame that the foreground touches most: 0 bottom, 1 left, 2 top, 3 right, as
     many quarter turns against the clock as bring it to the bottom. The length, above 0 to 1, is a
-    share of the picture's extent across that edge, with what is seen of the arm. None where no
-    hand is found, or it touches no edge.
+    share of the picture's extent across that edge, with what is seen of the arm. None where this
+    is not sure: no hand is found, it touches no edge as broadly as an arm does but with its
+    fingertips, or it touches another edge half as much.
     """
     mask = hand_mask(picture)
     if mask is None:
         return None
     hand = mask > 0.5
     touched = [int(edge.sum()) for edge in (hand[-1], hand[:, 0], hand[0], hand[:, -1])]
-    if not any(touched):
+    second, first = sorted(touched)[-2:]
+    if first < _ARM * max(hand.shape) or second >= first / 2:
         return None
-    edge = int(np.argmax(touched))
+    edge = touched.index(first)
     rows = np.flatnonzero(np.rot90(hand, edge).any(axis=1))
     extent = hand.shape[edge % 2]
     return edge, (extent - int(rows[0])) / extent
