@@ -121,7 +121,7 @@ def pretraining_folders(p: Params, folder: Path) -> list[Path]:
     last that without, between them what other aspects and tags have. A folder that is no run's is
     its own place.
     """
-    above = [up for up in folder.absolute().parents if up.name in ASPECTS]
+    above = [up for up in folder.absolute().parents[:2] if up.name in ASPECTS]
     if not above:
         return [folder]
     mine = above[0] / NOTEBOOK
