@@ -40,18 +40,19 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Params:
 
 @pytest.fixture(scope="module")
 def places(study: Params) -> dict[str, Task]:
-    return abroad.others(study, ("own",))
+    table = tables.read(study)
+    manifest = splits.manifest_for(study, table)
+    return abroad.places(study, table, manifest, ("own",))
 
 
 @pytest.fixture(scope="module")
-def home(study: Params) -> Task:
-    table = tables.read(study)
-    return Task("home", study, table, splits.manifest_for(study, table))
+def home(places: dict[str, Task]) -> Task:
+    return places["home"]
 
 
 @pytest.fixture(scope="module")
 def there(study: Params, places: dict[str, Task]) -> dict[str, There]:
-    return abroad.answered([FROZEN, OTHER], places, study, make_fabric(study))
+    return abroad.answered([FROZEN, OTHER], places, make_fabric(study))
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +78,23 @@ def test_four_persons_are_enough_where_nobody_trains(study, tmp_path):
     few = toy_chain.squares(tmp_path / "few", first=90, persons=4)
     split = {"select": "persons", "legacy_tree": str(tmp_path / "of_home")}
     q = toy_chain.told(few, split=split, comparison={"others": {"few": {"root": str(few)}}})
-    assert abroad.others(q, ())["few"].manifest["pid"].nunique() == 2
+    table = tables.read(q)  # as if it had come with a tree of folders
+    assert abroad.places(q, table, table, ())["few"].manifest["pid"].nunique() == 2
 
 
 @pytest.mark.parametrize("name", ["home", "own"])
-def test_a_data_set_has_a_name_of_its_own(study, name):
+def test_a_data_set_has_a_name_of_its_own(study, home, name):
     more = study.comparison.model_copy(update={"others": {name: {}}})
     with pytest.raises(ParamError, match=rf"comparison\.others\.{name}: a test is called that"):
-        abroad.others(study.model_copy(update={"comparison": more}), ("own", "all"))
+        q = study.model_copy(update={"comparison": more})
+        abroad.places(q, home.table, home.manifest, ("own", "all"))
 
 
 def test_models_are_searched_in_the_gallery_there(study, places, there):
     fabric = make_fabric(study)
-    for name, place in places.items():
+    assert list(there) == ["abroad", "left"]
+    for name in there:
+        place = places[name]
         images = images_of(place.manifest)
         rows = {}
         for one in (FROZEN, OTHER):
@@ -109,15 +114,13 @@ def test_whoever_was_taught_a_person_there_is_left_out_by_name(study, places, ca
     place = places["abroad"]
     root = Path(place.table.attrs["root"]).resolve()
     knows = replace(OTHER, taught={f"own {root}": [51, 55, 56]})
-    found = abroad.answered([FROZEN, knows], {"abroad": place}, study, make_fabric(study))["abroad"]
+    found = abroad.answered([FROZEN, knows], {"abroad": place}, make_fabric(study))["abroad"]
     said = capsys.readouterr().out
-    assert said == (
-        "stage1 is left out of abroad: it was taught persons who are tested there: 55, 56\n"
-    )
+    assert said == ("stage1 is left out of abroad: it was taught persons of it: 55, 56\n")
     assert list(found.scores) == ["zero_shot"] and found.left_out == {"stage1": [55, 56]}
     assert not found.tests  # without its reference
     elsewhere = replace(OTHER, taught={f"own {root.parent}": [55]})
-    both = abroad.answered([elsewhere], {"abroad": place}, study, make_fabric(study))["abroad"]
+    both = abroad.answered([elsewhere], {"abroad": place}, make_fabric(study))["abroad"]
     assert list(both.scores) == ["stage1"] and not both.left_out
 
 
@@ -141,7 +144,7 @@ def test_of_normal_means_the_interval_is_the_usual_one():
 
 
 def test_tables_name_every_size_and_put_both_sides_into_a_row(home, places, own, there):
-    sizes = abroad.places_table(home, places)
+    sizes = abroad.places_table(places)
     assert list(sizes.index) == ["home", "abroad", "left"]
     assert sizes["persons"].tolist() == [6, 4, 4] and sizes["gallery entries"].tolist() == [6, 4, 4]
     assert sizes["queries of a draw"].tolist() == [18, 12, 12]
@@ -164,11 +167,13 @@ def test_without_another_data_set_it_says_so_in_a_line(own, home):
     bare = home.p.model_copy(
         update={"comparison": home.p.comparison.model_copy(update={"others": {}})}
     )
-    assert abroad.others(bare, ("own",)) == {}
+    alone = abroad.places(bare, home.table, home.manifest, ("own",))
+    assert list(alone) == ["home"] and alone["home"].manifest is home.manifest
+    assert abroad.answered([FROZEN], alone, make_fabric(bare)) == {}
     assert abroad.across_table(own, {}, "stage1").empty and not abroad.kept(own, {})
     fig = abroad.side_by_side(own, {}, "t")
     assert fig.get_supxlabel() == abroad.NONE
-    assert list(abroad.places_table(home, {}).index) == ["home"]
+    assert list(abroad.places_table(alone).index) == ["home"]
 
 
 def test_the_figure_has_a_row_a_model_and_a_colour_a_data_set(own, there):

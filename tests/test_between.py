@@ -1,5 +1,6 @@
 """WiSE-FT of a study's model: its two ends are the models themselves, and the test chooses none."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +33,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Params:
 
 
 @pytest.fixture(scope="module")
-def home(study: Params) -> Task:
+def places(study: Params) -> dict[str, Task]:
     table = tables.read(study)
-    return Task("home", study, table, splits.manifest_for(study, table))
+    return abroad.places(study, table, splits.manifest_for(study, table), ())
+
+
+@pytest.fixture(scope="module")
+def home(places: dict[str, Task]) -> Task:
+    return places["home"]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,8 @@ def tuned(study: Params, home: Task, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def found(study: Params, home: Task, tuned: Contender) -> Between:
-    return between.between(tuned, home, abroad.others(study, ()), make_fabric(study))
+def found(study: Params, places: dict[str, Task], tuned: Contender) -> Between:
+    return between.between(tuned, places, make_fabric(study))
 
 
 def scored(one: Contender, place: Task, study: Params) -> dict:
@@ -57,8 +63,7 @@ def scored(one: Contender, place: Task, study: Params) -> dict:
     return evaluate(z, images, place.manifest, study.evaluation.bootstrap, study.seed)["own"]
 
 
-def test_both_ends_are_the_models_themselves(study, home, tuned, found):
-    places = {"home": home, **abroad.others(study, ())}
+def test_both_ends_are_the_models_themselves(study, places, tuned, found):
     assert list(found.scores) == ["home", "abroad"]
     for name, place in places.items():
         of = found.scores[name]
@@ -78,14 +83,14 @@ def test_held_out_training_persons_choose_and_no_test(home, tuned, found, study)
     swapped.loc[swapped["split"] == "query", "pid"] = swapped.loc[
         swapped["split"] == "query", "pid"
     ].iloc[::-1].to_numpy()  # fmt: skip
-    again = between.between(tuned, replace(home, manifest=swapped), {}, make_fabric(study))
+    again = between.between(tuned, {"home": replace(home, manifest=swapped)}, make_fabric(study))
     assert again.held == found.held and again.chosen == found.chosen
     assert again.scores["home"] != found.scores["home"]
 
 
 def test_without_held_out_persons_nothing_is_marked(home, tuned, study):
     nobody = home.manifest[home.manifest["split"] != "select"]
-    alone = between.between(tuned, replace(home, manifest=nobody), {}, make_fabric(study))
+    alone = between.between(tuned, {"home": replace(home, manifest=nobody)}, make_fabric(study))
     assert alone.chosen is None and not alone.held and list(alone.scores) == ["home"]
     fig = between.wise_curves(alone, "t")
     labels = [text.get_text() for text in fig.legends[0].get_texts()]
@@ -112,18 +117,25 @@ def title_of(fig) -> str:
     return str(fig.legends[0].get_title().get_text())
 
 
-def test_a_data_set_that_taught_the_model_has_no_curve(study, home, tuned):
-    places = abroad.others(study, ())
+def test_a_data_set_that_taught_the_model_has_no_curve(study, places, tuned):
     root = Path(places["abroad"].table.attrs["root"]).resolve()
     knows = replace(tuned, taught={f"own {root}": [65]})
-    assert list(between.between(knows, home, places, make_fabric(study)).scores) == ["home"]
+    assert list(between.between(knows, places, make_fabric(study)).scores) == ["home"]
 
 
 def test_where_nothing_lies_between_it_says_why(study, home, tuned):
-    frozen = between.between(Contender("zero_shot"), home, {}, make_fabric(study))
+    frozen = between.between(Contender("zero_shot"), {"home": home}, make_fabric(study))
     assert "zero_shot was not trained here" in frozen.why and not frozen.scores
     assert between.wise_curves(frozen, "t").get_supxlabel() == frozen.why
     wide = study.model_copy(update={"model": Model(name="toy-rn", pretrained="random")})
-    other = between.between(tuned, replace(home, p=wide), {}, make_fabric(study))
+    other = between.between(tuned, {"home": replace(home, p=wide)}, make_fabric(study))
     assert other.why.startswith("stage1 has no weights between it and the study's tower: ")
     assert other.chosen is None and not other.tests
+    assert json.loads(json.dumps(between.plain(other)))["why"] == other.why
+
+
+def test_a_curve_can_be_written(found):
+    told = json.loads(json.dumps(between.plain(found)))
+    assert told["model"] == "stage1" and told["held"] == found.held
+    assert told["scores"]["abroad"]["0.5"]["map"] == found.scores["abroad"]["0.5"]["map"]
+    assert set(told["tests"]["home"]["rank1"]) == {"0", "0.5"}

@@ -7,7 +7,6 @@ from typing import Any
 import lightning_fabric as lf
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -16,17 +15,37 @@ from handclip_lib.data import splits, tables
 from handclip_lib.data.check import listed
 from handclip_lib.evaluate.protocol import evaluate, per_query
 from handclip_lib.params import ParamError, other_data
-from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, saying, styled
+from handclip_lib.report.between import HOME, between, colours, key, plain, wise_curves
+from handclip_lib.report.canvas import canvas, grid_lines, saying, styled
 from handclip_lib.report.compare import paired_tests
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.page import p_text
+from handclip_lib.report.published import published_across, published_table
 from handclip_lib.report.spaces import space_of
 from handclip_lib.report.summary import percent
 from handclip_lib.report.sweeps import SHOWN, signed
 from handclip_lib.schema import Params
 from handclip_lib.train.states import Task
 
-HOME = "home"  # the study's own data, in figures and files
+__all__ = [
+    "HOME",
+    "NONE",
+    "There",
+    "across_table",
+    "answered",
+    "between",
+    "change",
+    "kept",
+    "named",
+    "places",
+    "places_table",
+    "plain",
+    "published_across",
+    "published_table",
+    "side_by_side",
+    "wise_curves",
+]
+
 NONE = "No other data set was asked for: comparison.others names some."
 
 
@@ -43,54 +62,61 @@ class There:
     left_out: Mapping[str, Sequence[int]]
 
 
-def others(p: Params, taken: Sequence[str]) -> dict[str, Task]:
-    """The test of each data set in `comparison.others`, by name: queries and own galleries.
+def places(
+    p: Params, table: pd.DataFrame, manifest: pd.DataFrame, taken: Sequence[str]
+) -> dict[str, Task]:
+    """The study's own test, by the name HOME, and that of each data set in `comparison.others`.
 
-    Its protocol is the study's, but nobody is held out there, since nothing is chosen there. taken:
-    names of the study's own tests; ParamError where a data set has one of them.
+    table, manifest: the study's own, whole. Of another data set only queries and own galleries
+    are taken, in the study's protocol; nobody is held out there, since nothing is chosen there.
+    taken: names of further tests; ParamError where a data set has one of them.
     """
-    found = {}
+    found = {HOME: Task(HOME, p, table, manifest)}
     for name, there in other_data(p).items():
         if name in (HOME, *taken):
             raise ParamError(f"comparison.others.{name}: a test is called that already; rename it")
         split = there.split.model_copy(update={"select": "none", "legacy_tree": ""})
         there = there.model_copy(update={"split": split})
-        table = tables.read(there)
-        manifest = splits.manifest_for(there, table)
-        tested = manifest[manifest["split"].isin(("query", "gallery"))]
-        found[name] = Task(name, there, table, tested)
+        photographs = tables.read(there)
+        rows = splits.manifest_for(there, photographs)
+        tested = rows[rows["split"].isin(("query", "gallery"))]
+        found[name] = Task(name, there, photographs, tested)
     return found
+
+
+def named(place: Task) -> str:
+    """A data set's aspect and photographs in words, as titles have them."""
+    return f"{ASPECTS[place.p.aspect].title}, {place.table.attrs['title']}"
 
 
 def answered(
-    models: Sequence[Contender], places: Mapping[str, Task], p: Params, fabric: lf.Fabric
+    models: Sequence[Contender], places: Mapping[str, Task], fabric: lf.Fabric
 ) -> dict[str, There]:
-    """{data set: what the models answered there}, each searched in the own gallery there.
+    """{data set: what the models answered there}, HOME not among them.
 
-    Distractors are included where the data set has some. A model that was taught persons who are
-    tested there is left out, which is printed with them.
+    Each model is searched in the own gallery there, distractors included. One that was taught
+    persons who are tested there is left out, which is printed with them.
     """
-    found = {}
-    for name, place in places.items():
-        met = {one.name: one.met(place.table, place.manifest, "query", "gallery") for one in models}
-        left = {model: people for model, people in met.items() if people}
-        for model, people in left.items():
-            who = ", ".join(listed([str(pid) for pid in people], 10))
-            print(
-                f"{model} is left out of {name}: it was taught persons who are tested there: {who}"
-            )
-        able = [one for one in models if one.name not in left]
-        rows: dict[str, pd.DataFrame] = {}
-        scores: dict[str, dict[str, Any]] = {}
-        for one in able:
-            z = space_of(one, place.p, place.table, place.images, fabric).z
-            told = z, place.images, place.manifest
-            rows[one.name] = per_query(*told)
-            scores[one.name] = evaluate(*told, p.evaluation.bootstrap, p.seed)["own"]
-        reference = p.comparison.reference
-        tests = paired_tests(rows, reference, p.seed) if reference in rows else {}
-        found[name] = There(str(place.table.attrs["title"]), scores, tests, left)
-    return found
+    return {n: _answered(models, place, fabric) for n, place in places.items() if n != HOME}
+
+
+def _answered(models: Sequence[Contender], place: Task, fabric: lf.Fabric) -> There:
+    rows, p = dict[str, pd.DataFrame](), place.p
+    scores, left_out = dict[str, dict[str, Any]](), dict[str, list[int]]()
+    for one in models:
+        met = one.met(place.table, place.manifest, "query", "gallery")
+        if met:
+            who = ", ".join(listed(met, 10))
+            print(f"{one.name} is left out of {place.name}: it was taught persons of it: {who}")
+            left_out[one.name] = met
+            continue
+        z = space_of(one, p, place.table, place.images, fabric).z
+        told = z, place.images, place.manifest
+        rows[one.name] = per_query(*told)
+        scores[one.name] = evaluate(*told, p.evaluation.bootstrap, p.seed)["own"]
+    reference = p.comparison.reference
+    tests = paired_tests(rows, reference, p.seed) if reference in rows else {}
+    return There(str(place.table.attrs["title"]), scores, tests, left_out)
 
 
 def change(home: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,13 +156,13 @@ def kept(
     }
 
 
-def places_table(home: Task, places: Mapping[str, Task]) -> pd.DataFrame:
-    """A row a data set, the study's own first: photographs, aspect, and the size of its test.
+def places_table(places: Mapping[str, Task]) -> pd.DataFrame:
+    """A row a data set: photographs, aspect, and the size of its test.
 
     Persons are those asked for; entries those of the largest gallery, distractors among them.
     """
     rows = {}
-    for name, place in {HOME: home, **places}.items():
+    for name, place in places.items():
         query, entries = (
             place.manifest[place.manifest["split"] == s] for s in ("query", "gallery")
         )
@@ -192,13 +218,13 @@ def side_by_side(
     """
     if not there:
         return saying(title, NONE)
-    places = {HOME: {model: galleries["own"] for model, galleries in own.items()}}
-    places |= {name: dict(found.scores) for name, found in there.items()}
-    fig, axes = canvas(title, 1, 2, (10.0, 1.6 + (0.14 + 0.13 * len(places)) * len(own)))
+    of = {HOME: {model: galleries["own"] for model, galleries in own.items()}}
+    of |= {name: dict(found.scores) for name, found in there.items()}
+    fig, axes = canvas(title, 1, 2, (10.0, 1.6 + (0.14 + 0.13 * len(of)) * len(own)))
     for ax, (metric, words) in zip(axes[0], SHOWN, strict=True):
-        for i, (name, colour) in enumerate(colours(list(places)).items()):
-            told = [(k, places[name][m][metric]) for k, m in enumerate(own) if m in places[name]]
-            at = np.array([k for k, _ in told]) + (i - (len(places) - 1) / 2) * 0.6 / len(places)
+        for i, (name, colour) in enumerate(colours(list(of)).items()):
+            told = [(k, of[name][m][metric]) for k, m in enumerate(own) if m in of[name]]
+            at = np.array([k for k, _ in told]) + (i - (len(of) - 1) / 2) * 0.6 / len(of)
             ends = np.array([score["ci95"] for _, score in told]).reshape(-1, 2).T
             ax.hlines(at, *ends, color=colour, linewidth=2)
             ax.plot([s["mean"] for _, s in told], at, "o", color=colour, markersize=5, label=name)
@@ -209,17 +235,3 @@ def side_by_side(
         grid_lines(ax, "x")
     key(fig, axes[0, 0], "tested on (lines: 95 % intervals over persons)")
     return fig
-
-
-def colours(places: Sequence[str]) -> dict[str, str]:
-    """A colour for each data set, home's being the text's."""
-    return {name: PALETTE[(i - 1) % len(PALETTE)] if i else INK for i, name in enumerate(places)}
-
-
-def key(fig: Figure, ax: Axes, note: str) -> None:
-    """What the colours of `ax` stand for, below the figure."""
-    handles, words = ax.get_legend_handles_labels()
-    fig.legend(
-        handles, words, loc="outside lower left", ncols=min(4, len(words)),
-        title=note, title_fontsize=9, alignment="left",
-    )  # fmt: skip

@@ -1,7 +1,7 @@
 """Fine-tuned against frozen: weights between a model and the tower that it began as, everywhere."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +17,7 @@ from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.models.weights import WeightsError
 from handclip_lib.params import ParamError
-from handclip_lib.report.abroad import HOME, colours, key
-from handclip_lib.report.canvas import INK, canvas, grid_lines, saying, styled
+from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, saying, styled
 from handclip_lib.report.compare import Tests, paired_tests
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.sweeps import SHOWN
@@ -26,6 +25,7 @@ from handclip_lib.schema import Params
 from handclip_lib.train import blends
 from handclip_lib.train.states import State, Task
 
+HOME = "home"  # the study's own data, in figures and files
 _LEVEL = 0.05
 
 
@@ -47,23 +47,25 @@ class Between:
     why: str = ""
 
 
-def between(one: Contender, home: Task, places: Mapping[str, Task], fabric: lf.Fabric) -> Between:
+def between(one: Contender, places: Mapping[str, Task], fabric: lf.Fabric) -> Between:
     """A model's WiSE-FT curve on the study's own test and on those of other data sets.
 
-    home: with the training persons, of whom those held out choose; places: `abroad.others`, of
-    which those are left alone where the model was taught persons who are tested. The alphas are
-    `chain.wise_ft`. Wortsman et al. 2022, arXiv:2109.01903.
+    places: as `abroad.places` has them; a data set is left alone where the model was taught persons
+    who are tested there. The alphas are `chain.wise_ft`. At home are the training persons, of whom
+    those held out choose. Wortsman et al. 2022, arXiv:2109.01903.
     """
     if one.tower is None or not one.weights:
         return _none(one, f"{one.name} was not trained here: nothing lies between it and a start")
-    tasks = {HOME: home}
-    for name, place in places.items():
-        if not one.met(place.table, place.manifest, "query", "gallery"):
-            tasks[name] = place
+    tasks = {
+        name: place
+        for name, place in places.items()
+        if name == HOME or not one.met(place.table, place.manifest, "query", "gallery")
+    }
+    p = places[HOME].p
     states = State("start"), State(one.name, HOME, Path(one.tower.name))
     try:
         with TemporaryDirectory() as folder:
-            _, sweep = blends.wise_ft(home.p, tasks, states, Path(folder), fabric)
+            _, sweep = blends.wise_ft(p, tasks, states, Path(folder), fabric)
     except (ParamError, WeightsError) as error:  # of a tower of another kind
         return _none(one, f"{one.name} has no weights between it and the study's tower: {error}")
     last = max(sweep.answers, key=float)
@@ -71,11 +73,16 @@ def between(one: Contender, home: Task, places: Mapping[str, Task], fabric: lf.F
     told = bool(np.isfinite(list(sweep.held.values())).all())
     return Between(
         one.name,
-        {n: {a: _scores(f, home.p) for a, f in of.items()} for n, of in frames.items()},
-        {name: paired_tests(of, last, home.p.seed) for name, of in frames.items()},
+        {n: {a: _scores(f, p) for a, f in of.items()} for n, of in frames.items()},
+        {name: paired_tests(of, last, p.seed) for name, of in frames.items()},
         sweep.held if told else {},
         sweep.alpha if told else None,
     )
+
+
+def plain(found: Between) -> dict[str, Any]:
+    """A curve as metrics.json holds it."""
+    return asdict(found)
 
 
 def _none(one: Contender, why: str) -> Between:
@@ -135,3 +142,17 @@ def _curve(
     ax.plot(at, mean, color=colour, marker="o", markersize=5, mfc="white", label=name)
     sure = np.array([a in tests[metric] and tests[metric][a]["holm"] <= _LEVEL for a in scores])
     ax.plot(at[sure], mean[sure], ls="", marker="o", markersize=5, color=colour)
+
+
+def colours(places: Sequence[str]) -> dict[str, str]:
+    """A colour for each data set, home's being the text's."""
+    return {name: PALETTE[(i - 1) % len(PALETTE)] if i else INK for i, name in enumerate(places)}
+
+
+def key(fig: Figure, ax: Axes, note: str) -> None:
+    """What the colours of `ax` stand for, below the figure."""
+    handles, words = ax.get_legend_handles_labels()
+    fig.legend(
+        handles, words, loc="outside lower left", ncols=min(4, len(words)),
+        title=note, title_fontsize=9, alignment="left",
+    )  # fmt: skip
