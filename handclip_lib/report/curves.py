@@ -32,6 +32,8 @@ _DIAGNOSTICS = {
     "target_cosine": ("cosine with the own class", False),
     "confidence": ("confidence in the own class", True),
     "margin": ("ArcFace's margin (radians)", False),
+    "top1": ("nearest key is a match (train)", True),
+    "momentum": ("share that the keys' tower keeps", False),
 }
 _STYLES = ("-", "--", ":")
 

@@ -94,9 +94,9 @@ def finished_models(p: Params, table: pd.DataFrame, manifest: pd.DataFrame) -> l
     """What there is for an aspect and seed without training anything.
 
     The tower as it is comes first, then what finished runs have left (with the tag of a run that
-    has one), the chain's last step, the pre-trained towers, and `comparison.models`. A model that was taught a person who
-    is tested here is left out, which is printed, as is whose training is not recorded. Raises
-    ParamError where two have one name.
+    has one), the chain's last step, the pre-trained towers, and `comparison.models`. A model that
+    was taught a person who is tested here is left out, which is printed, as is whose training is
+    not recorded. Raises ParamError where two have one name.
     """
     return _testable(_there(p), table, manifest)
 

@@ -64,8 +64,9 @@ def plan(
 ) -> list[Task]:
     """All runs by seed, aspect, variant and notebook; those of all aspects are with the first.
 
-    A variant that differs in later stages alone has no pre-training of its own. Arguments as of `study.run_study`. Raises ParamError and FileNotFoundError as `load` and
-    `find_notebook` do, ValueError where two notebooks have one name.
+    A variant that differs in later stages alone has no pre-training of its own. Arguments as of
+    `study.run_study`. Raises ParamError and FileNotFoundError as `load` and `find_notebook` do,
+    ValueError where two notebooks have one name.
     """
     told = read_study(study)
     files = list(dict.fromkeys(find_notebook(name) for name in notebooks or told.notebooks))
