@@ -30,6 +30,7 @@ __all__ = [
     "best_stage2",
     "encoder_from",
     "stage1",
+    "stage1_start",
     "stage1_weights",
     "stage2",
     "stage3_start",
@@ -50,6 +51,16 @@ def stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path)
     code, are taken. CLIP-ReID's baseline, Li et al. 2023, arXiv:2211.13977, section 3.
     """
     return train(_stage1(p, table, manifest, folder))
+
+
+def stage1_start(p: Params, table: pd.DataFrame, folder: Path) -> Path | None:
+    """The weights that `p.stage1.pretrain` names, found or made; None: the tower as it is.
+
+    folder: a run folder of this study, aspect and seed, beside which they lie.
+    """
+    if not p.stage1.pretrain:
+        return None
+    return pretrained_weights(p, table, pretraining_folders(p, folder))
 
 
 def stage1_weights(
@@ -166,9 +177,7 @@ def stage3_start(
 
 
 def _stage1(p: Params, table: pd.DataFrame, manifest: pd.DataFrame, folder: Path) -> Job[Training]:
-    start = None
-    if p.stage1.pretrain:
-        start = pretrained_weights(p, table, pretraining_folders(p, folder))
+    start = stage1_start(p, table, folder)
     return job_of("stage1", p.stage1, p, start, table, manifest, folder)
 
 
