@@ -26,7 +26,7 @@ from handclip_lib.report.lineup import Contender
 from handclip_lib.report.spaces import images_of, space_of
 from handclip_lib.schema import Params
 
-FEW = {name: KINDS[name] for name in ("blur", "mirrored", "wrist_cut")}
+FEW = {name: KINDS[name] for name in ("darker", "mirrored", "wrist_cut")}
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_pixels_without_a_store_have_the_stores_features(encoder, p, table, fabr
 def test_a_sheet_of_a_study(encoder, p, table, mine, fabric, monkeypatch, capsys):
     monkeypatch.setattr(robust, "KINDS", FEW)
     curves = asked_of(encoder, p, table, mine, fabric)
-    assert list(curves) == ["blur", "mirrored"]
+    assert list(curves) == ["darker", "mirrored"]
     assert "wrist cut off is left out" in capsys.readouterr().out  # squares have no wrist
     persons = mine.loc[mine["split"] == "query", "pid"].nunique()
     for kind, levels in curves.items():
@@ -242,9 +242,9 @@ def test_a_sheet_of_a_study(encoder, p, table, mine, fabric, monkeypatch, capsys
         assert {told["persons"] for told in levels} == {persons}
         assert {told["queries"] for told in levels} == {2 * persons}
         assert all(told["hand_found"] == 1 for told in levels)  # nothing is looked for
-    assert curves["blur"][0] == curves["mirrored"][0]
-    assert curves["blur"][0]["rank1"]["change"]["mean"] == 0
-    assert curves["blur"][4]["map"]["change"]["ci95"] != [0, 0]
+    assert curves["darker"][0] == curves["mirrored"][0]
+    assert curves["darker"][0]["rank1"]["change"]["mean"] == 0
+    assert curves["darker"][4]["map"]["change"]["ci95"] != [0, 0]
 
 
 def test_left_hands_are_mirrored_after_they_were_spoiled(p, table, fabric, monkeypatch):
