@@ -17,6 +17,7 @@ from handclip_lib.evaluate.statistics import paired_test
 from handclip_lib.params import ParamError
 from handclip_lib.report import abroad
 from handclip_lib.report.abroad import There, change
+from handclip_lib.report.between import Between
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.results import Finished, one_row_each, results
 from handclip_lib.report.spaces import images_of, space_of
@@ -170,7 +171,9 @@ def test_without_another_data_set_it_says_so_in_a_line(own, home):
     alone = abroad.places(bare, home.table, home.manifest, ("own",))
     assert list(alone) == ["home"] and alone["home"].manifest is home.manifest
     assert abroad.answered([FROZEN], alone, make_fabric(bare)) == {}
-    assert abroad.across_table(own, {}, "stage1").empty and not abroad.kept(own, {})
+    assert abroad.across_table(own, {}, "stage1").empty
+    nothing = Between("stage1", {}, {}, {}, None, "why")
+    assert not abroad.kept(own, {}, nothing)["abroad"]
     fig = abroad.side_by_side(own, {}, "t")
     assert fig.get_supxlabel() == abroad.NONE
     assert list(abroad.places_table(alone).index) == ["home"]
@@ -190,7 +193,8 @@ def test_the_figure_has_a_row_a_model_and_a_colour_a_data_set(own, there):
 
 
 def test_results_keep_both_data_sets_apart(own, there):
-    told = json.loads(json.dumps(abroad.kept(own, there)))
+    nothing = Between("stage1", {}, {}, {}, None, "why")
+    told = json.loads(json.dumps(abroad.kept(own, there, nothing)))["abroad"]
     assert set(told["abroad"]) == {"title", "scores", "tests", "left_out", "change"}
     expected = change(own["stage1"]["own"]["rank1"], there["left"].scores["stage1"]["rank1"])
     assert told["left"]["change"]["stage1"]["rank1"] == expected

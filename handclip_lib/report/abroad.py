@@ -1,7 +1,7 @@
 """Models on other data sets than the one that taught them: what of a gain travels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning_fabric as lf
@@ -15,7 +15,7 @@ from handclip_lib.data import splits, tables
 from handclip_lib.data.check import listed
 from handclip_lib.evaluate.protocol import evaluate, per_query
 from handclip_lib.params import ParamError, other_data
-from handclip_lib.report.between import HOME, between, colours, key, plain, wise_curves
+from handclip_lib.report.between import HOME, Between, between, colours, key, wise_curves
 from handclip_lib.report.canvas import canvas, grid_lines, saying, styled
 from handclip_lib.report.compare import paired_tests
 from handclip_lib.report.lineup import Contender
@@ -39,7 +39,6 @@ __all__ = [
     "named",
     "places",
     "places_table",
-    "plain",
     "published_across",
     "published_table",
     "side_by_side",
@@ -134,26 +133,24 @@ def change(home: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept(
-    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There]
+    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There], wise: Between
 ) -> dict[str, dict[str, Any]]:
-    """The answers on other data sets as metrics.json holds them: plain values.
+    """The answers on other data sets as metrics.json holds them, plain values: abroad, wise_ft.
 
-    own: {model: {"own": scores at home}}. Beside `title`, `scores`, `tests` and `left_out`,
-    `change`: {model: {metric: `change`}}.
+    own: {model: {"own": scores at home}}. `abroad` has for each data set `title`, `scores`,
+    `tests`, `left_out` and `change`: {model: {metric: `change`}}.
     """
-    return {
+    lost = {
         name: {
-            "title": found.title,
-            "scores": found.scores,
-            "tests": found.tests,
-            "left_out": found.left_out,
-            "change": {
-                model: {m: change(own[model]["own"][m], scores[m]) for m, _ in SHOWN}
-                for model, scores in found.scores.items()
-            },
+            model: {
+                metric: change(own[model]["own"][metric], scores[metric]) for metric, _ in SHOWN
+            }
+            for model, scores in found.scores.items()
         }
         for name, found in there.items()
     }
+    told = {name: asdict(found) | {"change": lost[name]} for name, found in there.items()}
+    return {"abroad": told, "wise_ft": asdict(wise)}
 
 
 def places_table(places: Mapping[str, Task]) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Fine-tuned against frozen: weights between a model and the tower that it began as, everywhere."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,11 +78,6 @@ def between(one: Contender, places: Mapping[str, Task], fabric: lf.Fabric) -> Be
         sweep.held if told else {},
         sweep.alpha if told else None,
     )
-
-
-def plain(found: Between) -> dict[str, Any]:
-    """A curve as metrics.json holds it."""
-    return asdict(found)
 
 
 def _none(one: Contender, why: str) -> Between:
