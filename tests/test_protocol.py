@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_tables import make_hd
 
+from handclip_lib import params
+from handclip_lib.data import splits, tables
 from handclip_lib.evaluate.embed import retrieval_features
 from handclip_lib.evaluate.protocol import (
     best_and_worst,
@@ -160,6 +163,45 @@ def test_hd_like_gallery_with_many_distractors():
     assert (scores["own"]["gallery"], scores["own"]["queries"]) == (1593, 2008)
     assert scores["own"]["rank10"]["mean"] == pytest.approx(10 / 1593, abs=0.005)
     assert scores["own"]["map"]["mean"] == pytest.approx(np.mean(1 / np.arange(1, 1594)), abs=0.003)
+
+
+@pytest.fixture(scope="module")
+def hd(tmp_path_factory):
+    """Queries and galleries of a tree with HD's names and counts, by the study that is HD's."""
+    root = make_hd(tmp_path_factory.mktemp("hd"))
+    p = params.load("dorsal", "hd_vitb16", overrides={"data.root": str(root)})
+    return splits.manifest_for(p, tables.read(p))
+
+
+def numbers(images):
+    """(N,) who is in a photograph of HD by its name; an extra person is none of the main ones."""
+    names = pd.Series(images).str.extract(r"/([^/]+)/(\d+)_\d+\.")
+    return names[1].astype(int) + 1000 * (names[0] == "502-712")
+
+
+def test_perfect_features_find_everybody_of_hd(hd):
+    shown = hd[hd["split"].isin(("query", "gallery"))].drop_duplicates("image")
+    order, people = np.unique(numbers(shown["image"]), return_inverse=True)
+    assert len(order) == 251 + 213
+    scores = evaluate(np.eye(len(order), dtype=np.float32)[people], list(shown["image"]), hd)
+    assert set(scores) == {"own"}  # HD has no gallery of other aspects
+    found = scores["own"]
+    assert (found["gallery"], found["queries"], found["persons"]) == (1593, 1992, 251)
+    for metric in METRICS:
+        assert found[metric] == {"mean": 1.0, "ci95": [1.0, 1.0], "per_draw": [1.0] * 10}
+    by_place = {pid: k for k, pid in enumerate(sorted(set(hd["pid"]), key=str))}  # as folders sort
+    queries = hd["split"] == "query"
+    wrong = hd.assign(pid=hd["pid"].where(queries, hd["pid"].map(by_place)))
+    with pytest.raises(ValueError, match="gallery"):
+        evaluate(np.eye(len(order), dtype=np.float32)[people], list(shown["image"]), wrong)
+
+
+def test_random_features_are_near_chance_among_the_1593_of_hd(hd):
+    found = evaluate(*embed(hd, dims=64, noise=1e6), hd, bootstrap=100)["own"]
+    assert (found["gallery"], found["queries"]) == (1593, 1992)
+    assert found["rank1"]["mean"] == pytest.approx(1 / 1593, abs=0.001)
+    assert found["rank10"]["mean"] == pytest.approx(10 / 1593, abs=0.003)
+    assert found["map"]["mean"] == pytest.approx(np.mean(1 / np.arange(1, 1594)), abs=0.001)
 
 
 def test_copies_of_a_photograph_tie_whatever_the_matrix_product_does():
