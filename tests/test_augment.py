@@ -19,6 +19,9 @@ PARTS: dict[str, dict[str, object]] = {
     "crop": {"crop": 0.3},
     "flip": {"flip": True},
     "colour": {"colour": 0.2},
+    "hue": {"hue": 0.1},
+    "grey": {"grey": 0.5},
+    "blur": {"blur": 0.9},
     "erasing": {"erasing": 1.0},
 }
 
@@ -61,7 +64,7 @@ def test_equal_images_of_a_batch_come_out_different(part):
     images = augmented(pictures(8), **PARTS[part])
     assert images.shape == (8, 3, 48, 32) and images.dtype == torch.float32
     different = [not torch.equal(images[0], other) for other in images[1:]]
-    assert any(different) if part == "flip" else all(different)
+    assert any(different) if part in ("flip", "grey") else all(different)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -274,3 +277,52 @@ def test_a_gpu_sees_the_same_picture_but_for_the_noise():
     images, labels = (x.cuda() for x in flat())
     made = mix(images, labels, 9, Augment(mix=1, cutmix=1.0))
     assert made is not None and made[0].device.type == made[1].device.type == "cuda"
+
+
+def test_what_is_off_draws_nothing_so_that_the_usual_augmentation_stays_what_it_was():
+    torch.manual_seed(0)
+    images = Augmenter(Augment(), PREP)(pictures(4))
+    means = [-0.6866, -0.2472, -0.3847, -0.5944, -0.0880, -0.2385]
+    assert images.mean((2, 3)).flatten()[:6].tolist() == pytest.approx(means, abs=2e-4)
+    assert images[:, 0, 20, 15].tolist() == pytest.approx(
+        [-0.7288, -0.6559, -0.4767, -0.4960], abs=2e-4
+    )
+    assert torch.rand(()).item() == pytest.approx(0.44386777, abs=1e-6), "what is drawn next"
+
+
+def test_grey_takes_all_colours_and_keeps_the_brightness():
+    pixels = pictures(100)
+    images, plain = bright(augmented(pixels, grey=0.3)), bright(PREP.normalise(pixels[:1]))[0]
+    luma = torch.tensor((0.299, 0.587, 0.114)).view(3, 1, 1)
+    grey = [bool((image.amax(0) - image.amin(0)).max() < 1e-5) for image in images]
+    assert 15 < sum(grey) < 45
+    for image, is_grey in zip(images, grey, strict=True):
+        wanted = (luma * plain).sum(0).expand(3, -1, -1) if is_grey else plain
+        assert torch.allclose(image, wanted, atol=1e-5)
+
+
+def test_hue_turns_colours_and_leaves_grey_and_brightness_as_they_are():
+    plain = torch.full((8, 48, 32, 3), 90, dtype=torch.uint8)
+    assert torch.allclose(augmented(plain, hue=0.5), PREP.normalise(plain), atol=1e-2)
+    pixels = pictures(50) // 4 + 96  # nothing is cut at black or white
+    before, after = bright(PREP.normalise(pixels)), bright(augmented(pixels, hue=0.02))
+    luma = torch.tensor((0.299, 0.587, 0.114)).view(3, 1, 1)
+    assert torch.allclose((luma * before).sum(1), (luma * after).sum(1), atol=1e-3)
+    yiq = torch.tensor([[0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    angles = []
+    for images in (before, after):
+        one, two = torch.einsum("kc,bchw->kbhw", yiq, images)
+        angles.append(torch.rad2deg(torch.atan2(two, one)))
+    turned = ((angles[1] - angles[0] + 180) % 360 - 180).flatten(1).median(dim=1).values
+    assert turned.abs().max() < 7.3 and turned.min() < -3 and turned.max() > 3  # 0.02 · 360 degrees
+
+
+def test_blur_takes_edges_from_some_images_and_keeps_their_means():
+    rows = torch.arange(48) // 4 % 2 * 255  # stripes
+    pixels = rows.view(1, 48, 1, 1).expand(60, 48, 32, 3).to(torch.uint8).contiguous()
+    images, plain = augmented(pixels, blur=0.5), PREP.normalise(pixels[:1])
+    edges = (images[:, :, 1:] - images[:, :, :-1]).abs().amax((1, 2, 3))
+    sharp = (plain[:, :, 1:] - plain[:, :, :-1]).abs().max()
+    changed = [not torch.equal(image, plain[0]) for image in images]
+    assert 15 < sum(changed) < 45 and edges.max() <= sharp and edges.min() < 0.97 * sharp
+    assert torch.allclose(images.mean((2, 3)), plain.mean((2, 3)).expand(60, 3), atol=2e-2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from handclip_lib.evaluate.geometry import geometry
+from handclip_lib.evaluate.geometry import geometry, knn_accuracy
 
 
 def test_two_orthogonal_persons():
@@ -68,3 +68,38 @@ def test_bad_input_is_refused():
         geometry(2 * np.eye(3), [1, 1, 2])
     with pytest.raises(ValueError, match="do not agree"):
         geometry(np.eye(3), [1, 1])
+
+
+def directions(*degrees: float) -> np.ndarray:
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def test_nearest_neighbours_vote_and_the_nearer_breaks_a_tie():
+    train, labels = directions(0, 10, 20, 90, 100), [1, 2, 2, 3, 3]
+    asked = directions(2, 8, 95)
+    assert knn_accuracy(train, labels, asked, [1, 2, 3], k=1) == 1.0
+    assert knn_accuracy(train, labels, asked, [2, 2, 3], k=3) == 1.0  # two votes against one
+    assert knn_accuracy(train, labels, asked, [1, 2, 3], k=2) == 1.0  # 1 and 2: the nearer one's
+    assert knn_accuracy(train, labels, asked, [1, 1, 3], k=3) == pytest.approx(1 / 3)
+    assert knn_accuracy(train, labels, asked, [2, 2, 3], k=99) == 1.0  # all vote: the nearer of two
+
+
+def test_nearest_neighbours_against_a_loop():
+    rng = np.random.default_rng(0)
+    train, asked = (rng.normal(size=(n, 4)) for n in (40, 25))
+    train, asked = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (train, asked))
+    known, labels, right = rng.integers(0, 4, 40), rng.integers(0, 4, 25), 0
+    for z, label in zip(asked, labels, strict=True):
+        order = sorted(range(40), key=lambda i: -float(train[i] @ z))[:7]
+        votes = [int(known[i]) for i in order]
+        most = max(votes.count(v) for v in votes)
+        right += next(v for v in votes if votes.count(v) == most) == label
+    assert knn_accuracy(train, known, asked, labels, k=7) == right / 25
+
+
+def test_nearest_neighbours_need_rows_and_labels_that_agree():
+    z = directions(0, 90)
+    for told in ((z, [1], z, [1, 2]), (z[:0], [], z, [1, 2]), (z, [1, 2], z[:0], [])):
+        with pytest.raises(ValueError, match="cannot answer"):
+            knn_accuracy(*told)
