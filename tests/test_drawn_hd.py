@@ -175,6 +175,14 @@ def test_the_command_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "data.drawn.layout" in capsys.readouterr().err
 
 
+def test_a_study_replaces_the_other_data_sets_of_the_one_it_extends() -> None:
+    assert params.other_data(params.load(study="smoke")) == {}
+    assert set(params.other_data(params.load(study="demo_hd"))) == {"drawn_11k"}
+    usual = params.other_data(params.load(study="demo"))
+    assert set(usual) == {"other_lab", "drawn_hd"}
+    assert usual["drawn_hd"].data == params.load(study="demo_hd").data  # one folder, one set
+
+
 def test_every_kind_of_set_has_a_place_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
