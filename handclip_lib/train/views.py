@@ -42,7 +42,7 @@ def fit_views(settings: Pretrain, job: Job[Training], key: str) -> Fitted:
     alpha, held = _kept(settings, job, start, data, judge if select else None)
     facts = {
         "images": len(data.images),
-        "shown_again": 0,
+        "shown_again": len(data.images),  # each by a second view
         "persons": len(set(data.pids)),
         "identities": len(job.classes),
         "epochs": len(history),
