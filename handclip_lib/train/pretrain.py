@@ -125,8 +125,8 @@ def pretraining_folders(p: Params, folder: Path) -> list[Path]:
     if not above:
         return [folder]
     mine = above[0] / NOTEBOOK
-    there = sorted(file.parent for file in above[0].parent.glob(f"*/{NOTEBOOK}/**/checkpoints"))
-    return list(dict.fromkeys([mine / p.tag, *(one for one in there if one != mine)])) + [mine]
+    there = sorted(found.parent for found in above[0].parent.glob(f"*/{NOTEBOOK}/**/checkpoints"))
+    return [mine / p.tag, *there, mine]
 
 
 def _job(
