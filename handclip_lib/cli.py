@@ -12,7 +12,7 @@ from typing import Any
 
 from handclip_lib import __version__
 from handclip_lib.aspects import ASPECTS, CHAIN
-from handclip_lib.params import ParamError, load
+from handclip_lib.params import ParamError, load, other_data
 from handclip_lib.report.searching import COMMANDS as SEARCHES
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import did_you_mean
@@ -118,12 +118,14 @@ def _index(asked: argparse.Namespace) -> int:
 def _demo_data(asked: argparse.Namespace) -> int:
     from handclip_lib.data.tables import draw
 
-    said = {
-        key: getattr(asked, key) for key in ("persons", "seed", "shots", "layout", "laboratory")
-    }
-    drawn = {key: value for key, value in said.items() if value is not None}
-    data = load(study=DEMO, overrides={"data": {"root": asked.root, "drawn": drawn}}).data
-    print(f"drawn hands: {draw(data, asked.workers)}")
+    demo = load(study=DEMO)
+    sets = [demo.data, *(other.data for other in other_data(demo).values())]
+    kinds = {(one.drawn.layout, one.drawn.laboratory): one for one in reversed(sets)}
+    usual = kinds.get((asked.layout, asked.laboratory), Params().data)
+    told = ("persons", "seed", "shots", "layout", "laboratory")
+    said = {key: getattr(asked, key) for key in told if getattr(asked, key) is not None}
+    change = {"root": asked.root or usual.root, "drawn": usual.drawn.model_dump() | said}
+    print(f"drawn hands: {draw(load(study=DEMO, overrides={'data': change}).data, asked.workers)}")
     return 0
 
 
@@ -252,8 +254,8 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
             (("--persons",), {"type": int, "help": "default: the demo study's"}),
             (("--seed",), {"type": int, "help": "default: the demo study's"}),
             (("--shots",), {"type": int, "nargs": 2, "metavar": ("FROM", "TO"), "help": _SHOTS}),
-            (("--layout",), {"metavar": "11k|hd", "help": _LAYOUT}),
-            (("--laboratory",), {"metavar": "NAME", "help": _LABORATORY}),
+            (("--layout",), {"default": "11k", "metavar": "11k|hd", "help": _LAYOUT}),
+            (("--laboratory",), {"default": "white_table", "metavar": "NAME", "help": _LABORATORY}),
             (("--workers",), {"type": int, "default": None, "help": "processes at a time"}),
         ],
         "draw the demonstration data: hands of persons that don't exist",

@@ -22,7 +22,7 @@ from handclip_lib.data.hd import EXTRA, EXTRA_OFFSET, MAIN, read_hd
 from handclip_lib.data.masks import hand_masks
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.store import open_store
-from handclip_lib.schema import Drawn
+from handclip_lib.schema import Data, Drawn
 
 OTHER = "blue_cloth"
 SMALL = (160, 120)
@@ -173,6 +173,20 @@ def test_the_command_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert read_hd(root)["pid"].nunique() == 3
     assert cli.main([*line.split()[:1], "--layout", "HD"]) == 2
     assert "data.drawn.layout" in capsys.readouterr().err
+
+
+def test_the_command_draws_the_sets_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_sets: list[Data] = []
+    monkeypatch.setattr(tables, "draw", lambda data, _: drawn_sets.append(data))
+    for line in ("", "--layout hd", "--laboratory blue_cloth", "--layout hd --persons 5"):
+        assert cli.main(["demo-data", *line.split()]) == 0
+    demo = params.load(study="demo")
+    others = params.other_data(demo)
+    known = [demo.data, others["drawn_hd"].data, others["other_lab"].data]
+    assert drawn_sets[:3] == known
+    assert drawn_sets[3].drawn == known[1].drawn.model_copy(update={"persons": 5})
+    assert cli.main(["demo-data", "--layout", "hd", "--laboratory", "blue_cloth"]) == 0
+    assert drawn_sets[4].root == "" and drawn_sets[4].drawn.laboratory == OTHER
 
 
 def test_a_study_replaces_the_other_data_sets_of_the_one_it_extends() -> None:
