@@ -93,12 +93,9 @@ def load(
         p = Params.model_validate(tree)
     except ValidationError as error:
         raise ParamError("\n".join(explain(e) for e in error.errors())) from None
-    pretrain_variants(p)  # their errors now
-    stage2_variants(p)
-    guided_variants(p)
-    chain_steps(p)
-    chain_finals(p)
-    other_data(p)
+    parts = (pretrain_variants, stage2_variants, guided_variants)
+    for part in (*parts, chain_steps, chain_finals, other_data):
+        part(p)  # their errors now
     return p
 
 

@@ -93,10 +93,10 @@ class Contrast(nn.Module):
             self._enqueue(keys, images, labels)
         else:
             self._follow()
-            views = torch.cat([first, second])
-            z, keys = self._queries(views).chunk(2), self._keys(views).chunk(2)
-            sides = (self._batch(z[i], keys[1 - i], images, labels) for i in (0, 1))
-            loss = 2 * self.settings.temperature * torch.stack([*sides]).sum()
+            views = (first, second)  # apart: BatchNorms of the heads see one view of an image
+            (z1, z2), (k1, k2) = map(self._queries, views), map(self._keys, views)
+            both = self._batch(z1, k2, images, labels) + self._batch(z2, k1, images, labels)
+            loss = 2 * self.settings.temperature * both
         self.step += 1
         return {"contrast": loss}
 
