@@ -217,7 +217,7 @@ def side_by_side(
         return saying(title, NONE)
     of = {HOME: {model: galleries["own"] for model, galleries in own.items()}}
     of |= {name: dict(found.scores) for name, found in there.items()}
-    fig, axes = canvas(title, 1, 2, (10.0, 1.6 + (0.14 + 0.13 * len(of)) * len(own)))
+    fig, axes = canvas(title, 1, 2, (10.0, 1.6 + (0.12 + 0.11 * len(of)) * len(own)))
     for ax, (metric, words) in zip(axes[0], SHOWN, strict=True):
         for i, (name, colour) in enumerate(colours(list(of)).items()):
             told = [(k, of[name][m][metric]) for k, m in enumerate(own) if m in of[name]]
@@ -225,8 +225,10 @@ def side_by_side(
             ends = np.array([score["ci95"] for _, score in told]).reshape(-1, 2).T
             ax.hlines(at, *ends, color=colour, linewidth=2)
             ax.plot([s["mean"] for _, s in told], at, "o", color=colour, markersize=5, label=name)
+        for edge in range(1, len(own)):
+            ax.axhline(edge - 0.5, color="#E4E7EB", linewidth=0.8, zorder=0)
         ax.set(ylim=(len(own) - 0.5, -0.5), title=words)
-        ax.hlines(np.arange(1, len(own)) - 0.5, 0, 1, color="#E4E7EB", linewidth=0.8, zorder=0)
+        ax.set_xlim(left=0)
         ax.set_yticks(range(len(own)), own if ax is axes[0, 0] else [""] * len(own))
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
         grid_lines(ax, "x")

@@ -119,7 +119,9 @@ def wise_curves(found: Between, title: str) -> Figure:
         chose = "no training persons are held out, so that nothing chooses an α"
     else:
         chose = f"dashed: α = {found.chosen:g}, chosen by held-out training persons"
-    key(fig, axes[0, 1], f"tested on (shaded: 95 %; full: differs from α = 1, Holm); {chose}")
+    key(
+        fig, axes[0, 1], f"tested on (shaded: 95 %; full dot: differs from α = 1, by Holm); {chose}"
+    )
     return fig
 
 
