@@ -315,7 +315,9 @@ def test_curves_begin_with_the_photographs_as_they_are():
     dots = [line for line in single.get_lines() if line.get_marker() == "o"]
     assert len(dots) == 3 + 2  # of b nothing is known with accessories
     assert blur.get_ylim() == single.get_ylim()
-    alone = robust_plots.robustness_curves({"a": CURVES}, {}, "title")
+    few = [told | {"queries": 7} for told in CURVES["darker"]]
+    alone = robust_plots.robustness_curves({"a": CURVES | {"darker": few}}, {}, "title")
+    assert alone.axes[1].get_title(loc="left") == "darker (7 of 9)"
     last = [t.get_text() for t in [ax for ax in alone.axes if ax.axison][-1].get_xticklabels()]
     assert last == ["as is", "mirrored"]
     assert robust_plots.robustness_curves({"a": {}}, {}, "title")._supxlabel.get_text()

@@ -73,7 +73,8 @@ def robustness_curves(
 
     curves: `spoiled`; worn: {model: {scenario: scores}}, whose `accessories` stand in the last
     panel beside kinds of one level: other photographs of the same persons. Bands are each level's
-    own, not the change's: a change is sure sooner than two bands part.
+    own, not the change's: a change is sure sooner than two bands part. Where some photographs
+    could not be spoiled, the panel says how many were.
     """
     kinds = list(dict.fromkeys(kind for of in curves.values() for kind in of))
     if not kinds:
@@ -91,18 +92,15 @@ def robustness_curves(
         alone += [worn[model][WORN]] if WORN in worn.get(model, {}) else []
         shift = 0.16 * (i - (len(curves) - 1) / 2)
         _dots(axes.flat[len(several)], [scores[metric] for scores in alone], shift, style)
+    of = next(iter(curves.values()))
+    most = max(levels[0]["queries"] for levels in of.values())
     for ax, kind in zip(axes.flat, several, strict=False):
-        ticks = ["as is", *map(KINDS[kind].label, KINDS[kind].levels)]
-        _dress(ax, KINDS[kind].words, ticks, KINDS[kind].unit)
-    words = ["as is"] * bool(single) + [KINDS[kind].words for kind in single]
-    words += ["with\naccessories"] * any(WORN in scores for scores in worn.values())
-    _dress(axes.flat[len(several)], "of one level", words, "")
+        _dress(ax, KINDS[kind], of[kind][0]["queries"], most)
+    _dress_single(axes.flat[len(several)], single, worn)
     blank(axes.flat[count:])
-    for line in axes:
-        line[0].set_ylabel(METRICS[metric])
-        for ax in line[1:]:
-            ax.tick_params(labelleft=False)
-    _key(fig, axes[0, 0], curves)
+    for ax in axes[:, 1:].flat:
+        ax.tick_params(labelleft=False)
+    _key(fig, axes[0, 0], f"{METRICS[metric]} of {most} photographs, in all draws")
     return fig
 
 
@@ -121,19 +119,29 @@ def _dots(
         ax.plot(at + shift, score["mean"], "o", markersize=4.5, color=style["color"])
 
 
-def _dress(ax: Axes, words: str, ticks: Sequence[str], unit: str) -> None:
-    ax.set_title(words)
+def _dress(ax: Axes, kind: Kind, queries: int, most: int) -> None:
+    ticks = ["as is", *map(kind.label, kind.levels)]
+    few = f" ({queries} of {most})" * (queries < most)
+    _axis(ax, kind.words + few, ticks)
+    ax.set_xlabel(kind.unit, fontsize=8)
+
+
+def _dress_single(ax: Axes, kinds: Sequence[str], worn: Mapping[str, Mapping[str, Any]]) -> None:
+    words = ["as is"] * bool(kinds) + [KINDS[kind].words for kind in kinds]
+    words += ["with\naccessories"] * any(WORN in scores for scores in worn.values())
+    _axis(ax, "of one level", words)
+
+
+def _axis(ax: Axes, title: str, ticks: Sequence[str]) -> None:
+    ax.set_title(title)
     ax.set_xticks(range(len(ticks)), ticks, fontsize=8)
     ax.set(xlim=(-0.4, len(ticks) - 0.6), ylim=(-0.02, 1.02))
-    ax.set_xlabel(unit, fontsize=8)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
     grid_lines(ax)
 
 
-def _key(fig: Figure, ax: Axes, curves: Curves) -> None:
-    first = next(iter(next(iter(curves.values())).values()))[0]
+def _key(fig: Figure, ax: Axes, note: str) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    note = f"{first['queries']} photographs of {first['persons']} persons, asked in every draw"
     fig.legend(
         handles, labels, loc="outside lower left", ncols=min(5, len(labels)),
         title=note, title_fontsize=9, alignment="left",
