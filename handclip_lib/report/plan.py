@@ -171,7 +171,8 @@ def _with_dependents(tasks: Sequence[Task], why: dict[Path, str]) -> None:
 def _aspects(study: str) -> list[str]:
     """All aspects that the study's data has and the study is for."""
     p = load(study=study)
-    known = CHAIN if p.data.dataset in ("11k", "drawn") else set(tables.read(p)["aspect"])
+    whole = p.data.dataset == "11k" or (p.data.dataset, p.data.drawn.layout) == ("drawn", "11k")
+    known = CHAIN if whole else set(tables.read(p)["aspect"])
     own = own_aspect(study)
     return [aspect for aspect in ASPECTS if aspect in known and own in ("", aspect)]
 
