@@ -22,6 +22,7 @@ from handclip_lib.data.hd import EXTRA, EXTRA_OFFSET, MAIN, read_hd
 from handclip_lib.data.masks import hand_masks
 from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.store import open_store
+from handclip_lib.report.plan import _aspects
 from handclip_lib.schema import Data, Drawn
 
 OTHER = "blue_cloth"
@@ -127,6 +128,13 @@ def test_its_distractors_are_in_every_gallery_under_their_own_numbers(hd_root: P
         assert len(shown) == len(aside) + 2  # and one photograph of each test person
     asked = manifest[manifest["split"] == "query"]
     assert asked["pid"].nunique() == 2 and not asked["pid"].isin(aside["pid"]).any()
+
+
+def test_a_study_of_it_plans_the_aspect_that_is_there(hd_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    told = "extends: demo\ndata: {root: %s, drawn: {layout: hd, persons: 4, shots: [2, 3]}}\n"
+    path.write_text(told % hd_root)
+    assert _aspects(str(path)) == ["dorsal_r"]
 
 
 def test_one_number_in_both_folders_is_drawn_twice(tmp_path: Path) -> None:
