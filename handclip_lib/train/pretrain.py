@@ -8,7 +8,7 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.data.leaks import check_leaks, persons
-from handclip_lib.data.manifest import TESTING, TooFew, order
+from handclip_lib.data.manifest import COLUMNS, TESTING, TRAINING, TooFew, order
 from handclip_lib.data.splits import all_aspects
 from handclip_lib.models.checkpoint import read_checkpoint
 from handclip_lib.params import ParamError, pretrain_variants
@@ -24,45 +24,28 @@ NOTEBOOK = "08_pretrain"  # whose run folders hold the weights
 def pretrain_manifest(p: Params, table: pd.DataFrame) -> pd.DataFrame:
     """The photographs to learn from, of all aspects, in one manifest without query and gallery.
 
-    split: `train`, `val` and `select` of whoever is tested in no aspect at all, whatever
-    `p.split.mode` says, and these persons' photographs with accessories as `train`; who is held
-    out in the study's own splits is `select`, without accessories. It does not depend on the
-    aspect. Raises SplitError with names, where a test person of any aspect would be shown; TooFew
-    where nobody can be.
+    split: `train`, `val` and `select` of the study's own splits, without whoever is tested in any
+    aspect, whatever `p.split.mode` says; those who are learnt from bring their photographs with
+    accessories along, as `train`. It does not depend on the aspect. Raises SplitError with names,
+    where a test person of any aspect would be shown; TooFew where nobody is left to learn from.
     """
-    strict = all_aspects(_whole(p), table, "person_disjoint")
-    own = all_aspects(p, table, p.split.mode)
-    if not strict:
-        raise TooFew("no aspect has persons enough to leave any that are tested nowhere")
-    pool = pd.concat([m[m["split"].isin(("train", "val"))] for m in strict.values()])
-    tests = [m[m["split"].isin(TESTING)] for m in (*strict.values(), *own.values())]
-    tested = set(persons(pd.concat(tests)["pid"]))
-    held = {pid for m in own.values() for pid in m.loc[m["split"] == "select", "pid"]}
-    pool = pool[~pool["pid"].isin(tested)]
-    aside = pool["pid"].isin(held)
-    rows = [
-        *pool[~aside].itertuples(index=False, name=None),
-        *pool[aside].assign(split="select", draw=0).itertuples(index=False, name=None),
-        *_with_accessories(table, set(pool.loc[~aside, "pid"])),
-    ]
-    manifest = order(rows)
+    own = all_aspects(p, table, p.split.mode).values()
+    rows = pd.concat(own)[list(COLUMNS)] if own else pd.DataFrame(columns=list(COLUMNS))
+    tested = set(persons(rows.loc[rows["split"].isin(TESTING), "pid"]))
+    pool = rows[rows["split"].isin(TRAINING) & ~rows["pid"].isin(tested)]
+    learnt = set(pool.loc[pool["split"] != "select", "pid"])
+    if len(learnt) < 2:
+        raise TooFew(f"{len(learnt)} person to learn from: two are needed who are tested nowhere")
+    worn = _with_accessories(table, learnt)
+    manifest = order([*pool.itertuples(index=False, name=None), *worn])
     check_pool(p, table, manifest)
     return manifest
 
 
 def check_pool(p: Params, table: pd.DataFrame, manifest: pd.DataFrame) -> None:
-    """Raise SplitError, with names, where a manifest trains on who is tested in any aspect.
-
-    Tested in the study's own splits, or in those that take a person's every aspect together.
-    """
-    for mode in dict.fromkeys(("person_disjoint", p.split.mode)):
-        for told in all_aspects(_whole(p), table, mode).values():
-            check_leaks(manifest, told[told["split"].isin(TESTING)], across=True)
-
-
-def _whole(p: Params) -> Params:
-    """The study without anybody held out, which makes an aspect too small for a split sooner."""
-    return p.model_copy(update={"split": p.split.model_copy(update={"select": "none"})})
+    """Raise SplitError, with names, where a manifest trains on who is tested in any aspect."""
+    for told in all_aspects(p, table, p.split.mode).values():
+        check_leaks(manifest, told[told["split"].isin(TESTING)], across=True)
 
 
 def _with_accessories(
