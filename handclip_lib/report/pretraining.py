@@ -24,36 +24,34 @@ def pool_table(pool: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     pool: `train.pretrain.pretrain_manifest`'s; table: the data's, whose column `accessories` says
     how many of those that are learnt from show rings, watches or sleeves.
     """
-    marks = table.set_index("image")["accessories"] if "accessories" in table else None
+    worn = table.loc[table["accessories"] != 0, "image"] if "accessories" in table else ()
     aspects = list(dict.fromkeys(pool["aspect"]))
     parts = {task_name(a): pool[pool["aspect"] == a] for a in aspects} | {"all": pool}
-    rows = {}
-    for name, part in parts.items():
-        row = {}
+    rows = []
+    for part in parts.values():
+        row: dict[tuple[str, str], int] = {}
         for use, words in _USES.items():
             mine = part[part["split"] == use]
-            row |= {f"{words}: persons": mine["pid"].nunique(), "photographs": len(mine)}
-            row[f"{words}: photographs"] = row.pop("photographs")
-        learnt = part.loc[part["split"] == "train", "image"]
-        row["with accessories"] = 0 if marks is None else int((marks.loc[learnt] != 0).sum())
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("aspect")
+            row[words, "persons"], row[words, "photographs"] = mine["pid"].nunique(), len(mine)
+            if use == "train":
+                row[words, "with accessories"] = int(mine["image"].isin(worn).sum())
+        rows.append(row)
+    columns = pd.MultiIndex.from_tuples(list(rows[0]), names=["", "aspect"])
+    return pd.DataFrame([list(row.values()) for row in rows], list(parts), columns)
 
 
 def methods_table(variants: Mapping[str, Pretrain]) -> pd.DataFrame:
-    """A row a variant: what counts as a match, what it is told from, with what."""
+    """A row a variant: what counts as a match, what it is told from, by whose keys."""
     rows = {}
     for name, told in variants.items():
-        followed = f"a copy that follows the tower ({told.momentum[0]:g} to {told.momentum[1]:g})"
+        first, last = (f"{share:g}" for share in told.momentum)
+        kept = first if first == last else f"{first} to {last}"
         rows[name] = {
             "a match is": _match(told.labelled),
             "told from": f"earlier views, {told.queue} at most" if told.queue else "the batch's",
-            "keys by": followed if told.keys == "momentum" else "the tower itself",
+            "keys by": f"a follower ({kept})" if told.keys == "momentum" else "the tower itself",
             "predictor": "yes" if told.predictor else "–",
             "temperature": f"{told.temperature:g}",
-            "lr": f"{told.lr:g}",
-            "batch": str(told.batch_size),
-            "epochs": str(told.epochs),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
