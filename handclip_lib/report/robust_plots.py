@@ -98,8 +98,7 @@ def robustness_curves(
         _dress(ax, KINDS[kind], of[kind][0]["queries"], most)
     _dress_single(axes.flat[len(several)], single, worn)
     blank(axes.flat[count:])
-    for ax in axes[:, 1:].flat:
-        ax.tick_params(labelleft=False)
+    _scale(axes, count)
     _key(fig, axes[0, 0], f"{METRICS[metric]} of {most} photographs, in all draws")
     return fig
 
@@ -135,9 +134,18 @@ def _dress_single(ax: Axes, kinds: Sequence[str], worn: Mapping[str, Mapping[str
 def _axis(ax: Axes, title: str, ticks: Sequence[str]) -> None:
     ax.set_title(title)
     ax.set_xticks(range(len(ticks)), ticks, fontsize=8)
-    ax.set(xlim=(-0.4, len(ticks) - 0.6), ylim=(-0.02, 1.02))
+    ax.set_xlim(-0.4, len(ticks) - 0.6)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
     grid_lines(ax)
+
+
+def _scale(axes: np.ndarray, count: int) -> None:
+    """One scale from 0 for all panels, of which `count` hold data; numbers at the left alone."""
+    top = np.ceil(4 * max(ax.dataLim.y1 for ax in axes.flat[:count])) / 4
+    for ax in axes.flat:
+        ax.set_ylim(-0.02 * top, 1.02 * top)
+    for ax in axes[:, 1:].flat:
+        ax.tick_params(labelleft=False)
 
 
 def _key(fig: Figure, ax: Axes, note: str) -> None:
