@@ -123,6 +123,14 @@ def test_data_of_one_aspect_or_without_a_word_on_accessories_is_enough(table, tm
         pretrain.pretrain_manifest(told(tmp_path), one[one["pid"] < 1])
 
 
+def test_nobody_learns_from_one_person(table, tmp_path):
+    palms = (table["aspect"] == "palmar_r") & (table["pid"] < 2)  # 1 is tested there
+    some = table[palms | ((table["aspect"] == "dorsal_r") & (table["pid"] < 4))]
+    p = told(tmp_path, split={"mode": "published", "select": "none", "draws": 2})
+    with pytest.raises(TooFew, match="1 person to learn from"):
+        pretrain.pretrain_manifest(p, some)
+
+
 @pytest.mark.parametrize("who", [15, 10])
 def test_a_test_person_is_refused_by_name(table, tmp_path, who: int):
     p = told(tmp_path)
