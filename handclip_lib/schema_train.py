@@ -109,7 +109,8 @@ class Stage1(Training):
     """Identity cross-entropy with frozen text."""
 
     head_epochs: Whole = 5
-    pretrain: Text = ""  # whose weights it starts from, of `pretrain`; empty: the study's tower
+    # Whose weights it starts from, of `pretrain`; empty: the study's tower, as a chain always does
+    pretrain: Text = ""
 
 
 class Pretrain(Training):
@@ -122,7 +123,8 @@ class Pretrain(Training):
     freeze_bn: bool = True
     losses: tuple[LossSpec, ...] = ()
     projection: Count = 256  # width of the space in which views are compared
-    augment: Augment = Augment(crop=0.3, colour=0.4, hue=0.02, grey=0.2, blur=0.5, erasing=0.0)
+    # MoCo's 0.4 of colour and crops of any size take fair hands, and fingers, out of a picture
+    augment: Augment = Augment(crop=0.3, colour=0.2, hue=0.02, grey=0.2, blur=0.5, erasing=0.0)
     freeze_stem: bool = True  # the patch projection, or first convolution
     # Where keys come from: a copy of the tower that follows it, or the tower itself, with gradient
     keys: Literal["momentum", "tower"] = "momentum"

@@ -152,8 +152,8 @@ def name_variants(values: dict[str, Any]) -> None:
     """Replace names by what their files hold, in place.
 
     Those in `pretrain.variants` by the files of params/pretrain/, in `stage2.variants` by those of
-    params/losses/, in `stage3b.variants` and `chain.finals` of params/guided/. A list may hold {name: what differs from the file};
-    a variant by another name says which file it `extends`.
+    params/losses/, in `stage3b.variants` and `chain.finals` by those of params/guided/. A list may
+    hold {name: what differs from the file}; a variant by another name says which it `extends`.
     """
     for place, folder in _FOLDERS.items():
         branch, key = place.split(".")
