@@ -95,5 +95,5 @@ def _as_hd(
         polish = person.gender == "female" and rng.random() < 0.25
         for shot in range(int(rng.integers(shots[0], shots[1] + 1))):
             image = f"{folder}/{pid}_{shot + 1}.jpg"
-            rows.append(Picture(image, pid, person, "dorsal_r", shot, False, polish, False))
+            rows.append(Picture(image, pid, person, CHAIN[0], shot, False, polish, False))
     return rows
