@@ -92,8 +92,8 @@ def pretrained_weights(p: Params, table: pd.DataFrame, folders: Sequence[Path]) 
     path = folder / "checkpoints" / f"{name}.pth"
     if path.is_file() and read_checkpoint(path)["key"] == job.key:
         return path
-    print(f"no pre-training {name} of study {p.study} with these parameters, data and code:")
-    print(f"training it first, for all aspects, in {folder}")
+    told = "with these parameters, data and code: training it first, for all aspects"
+    print(f"no pre-training {name} of study {p.study} {told}")
     return pretrain(p, name, settings, table, manifest, folder).checkpoint
 
 
