@@ -13,14 +13,16 @@ import toy_hands
 from handclip_lib.data import splits, tables
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate.protocol import evaluate, per_query
+from handclip_lib.evaluate.scenarios import in_smaller_gallery
 from handclip_lib.evaluate.statistics import paired_test
 from handclip_lib.params import ParamError
 from handclip_lib.report import abroad
 from handclip_lib.report.abroad import There, change
-from handclip_lib.report.between import Between
+from handclip_lib.report.between import Between, means
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.results import Finished, one_row_each, results
 from handclip_lib.report.spaces import images_of, space_of
+from handclip_lib.report.summary import percent
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model
 from handclip_lib.train.states import Task
@@ -52,16 +54,28 @@ def home(places: dict[str, Task]) -> Task:
 
 
 @pytest.fixture(scope="module")
-def there(study: Params, places: dict[str, Task]) -> dict[str, There]:
-    return abroad.answered([FROZEN, OTHER], places, make_fabric(study))
+def at_home(study: Params, home: Task) -> dict[str, np.ndarray]:
+    fabric, images = make_fabric(study), images_of(home.manifest)
+    return {m.name: space_of(m, study, home.table, images, fabric).z for m in (FROZEN, OTHER)}
 
 
 @pytest.fixture(scope="module")
-def own(study: Params, home: Task) -> dict[str, dict]:
-    fabric, images = make_fabric(study), images_of(home.manifest)
-    boots = (study.evaluation.bootstrap, study.seed)
-    spaces = {m.name: space_of(m, study, home.table, images, fabric) for m in (FROZEN, OTHER)}
-    return {name: evaluate(s.z, images, home.manifest, *boots) for name, s in spaces.items()}
+def own(study: Params, home: Task, at_home: dict[str, np.ndarray]) -> dict[str, dict]:
+    told = images_of(home.manifest), home.manifest, study.evaluation.bootstrap, study.seed
+    return {name: evaluate(z, *told) for name, z in at_home.items()}
+
+
+@pytest.fixture(scope="module")
+def queries(home: Task, at_home: dict[str, np.ndarray]) -> dict[str, pd.DataFrame]:
+    images = images_of(home.manifest)
+    return {name: per_query(z, images, home.manifest) for name, z in at_home.items()}
+
+
+@pytest.fixture(scope="module")
+def there(
+    study: Params, places: dict[str, Task], queries: dict[str, pd.DataFrame]
+) -> dict[str, There]:
+    return abroad.answered([FROZEN, OTHER], places, queries, make_fabric(study))
 
 
 def test_the_other_set_is_tested_as_the_study_is(study, places):
@@ -111,17 +125,31 @@ def test_models_are_searched_in_the_gallery_there(study, places, there):
     assert there["abroad"].scores["stage1"]["persons"] == 4
 
 
-def test_whoever_was_taught_a_person_there_is_left_out_by_name(study, places, capsys):
-    place = places["abroad"]
+def test_what_is_lost_is_of_galleries_of_one_size(study, places, queries, there):
+    told = there["abroad"]
+    assert told.size == 4  # of six at home
+    equal = told.equal["zero_shot"]["map"]
+    at_home = in_smaller_gallery(queries["zero_shot"], places["home"].manifest, 4)
+    assert equal["home"] == means(at_home, study)["map"]
+    assert equal["there"]["mean"] == pytest.approx(told.scores["zero_shot"]["map"]["mean"])
+    assert equal["home"]["mean"] >= queries["zero_shot"]["ap"].mean()
+    assert {key: equal[key] for key in ("difference", "ci95")} == change(
+        equal["home"], equal["there"]
+    )
+
+
+def test_whoever_was_taught_a_person_there_is_left_out_by_name(study, places, queries, capsys):
+    place, fabric = places["abroad"], make_fabric(study)
+    two = {"home": places["home"], "abroad": place}
     root = Path(place.table.attrs["root"]).resolve()
     knows = replace(OTHER, taught={f"own {root}": [51, 55, 56]})
-    found = abroad.answered([FROZEN, knows], {"abroad": place}, make_fabric(study))["abroad"]
+    found = abroad.answered([FROZEN, knows], two, queries, fabric)["abroad"]
     said = capsys.readouterr().out
-    assert said == ("stage1 is left out of abroad: it was taught persons of it: 55, 56\n")
-    assert list(found.scores) == ["zero_shot"] and found.left_out == {"stage1": [55, 56]}
-    assert not found.tests  # without its reference
+    assert said == "stage1 is left out of abroad: it was taught persons of it: 55, 56\n"
+    assert list(found.scores) == list(found.equal) == ["zero_shot"]
+    assert found.left_out == {"stage1": [55, 56]} and not found.tests  # without its reference
     elsewhere = replace(OTHER, taught={f"own {root.parent}": [55]})
-    both = abroad.answered([elsewhere], {"abroad": place}, make_fabric(study))["abroad"]
+    both = abroad.answered([elsewhere], two, queries, fabric)["abroad"]
     assert list(both.scores) == ["stage1"] and not both.left_out
 
 
@@ -139,29 +167,38 @@ def test_of_normal_means_the_interval_is_the_usual_one():
         return {"mean": mean, "ci95": [mean - 1.96 * error, mean + 1.96 * error]}
 
     low, high = change(score(0.6, 0.03), score(0.5, 0.04))["ci95"]
-    assert (high - low) / 2 == pytest.approx(1.96 * 0.05) and (high + low) / 2 == pytest.approx(
-        -0.1
-    )
+    assert [low, high] == pytest.approx([-0.1 - 1.96 * 0.05, -0.1 + 1.96 * 0.05])
 
 
-def test_tables_name_every_size_and_put_both_sides_into_a_row(home, places, own, there):
+def test_tables_name_every_size_and_put_both_sides_into_a_row(places, there):
     sizes = abroad.places_table(places)
     assert list(sizes.index) == ["home", "abroad", "left"]
     assert sizes["persons"].tolist() == [6, 4, 4] and sizes["gallery entries"].tolist() == [6, 4, 4]
     assert sizes["queries of a draw"].tolist() == [18, 12, 12]
-    table = abroad.across_table(own, there, "stage1")
-    assert list(table.index) == [
-        (place, model) for place in ("abroad", "left") for model in ("zero_shot", "stage1")
-    ]
-    row = table.loc[("left", "zero_shot"), "mAP"]
-    for words, scores in (("at home (%)", own["zero_shot"]["own"]),
-                          ("there (%)", there["left"].scores["zero_shot"])):  # fmt: skip
-        assert row[words].startswith(f"{100 * scores['map']['mean']:.1f}")
-    apart = change(own["zero_shot"]["own"]["map"], there["left"].scores["zero_shot"]["map"])
-    value = row["change (points)"].split(" ")[0].replace("−", "-")
-    assert float(value) == pytest.approx(100 * apart["difference"], abs=0.06)
-    assert table.loc[("left", "stage1"), ("mAP", "above stage1 there")] == "–"
-    assert table.loc[("left", "zero_shot"), ("mAP", "p (Holm)")] != "–"
+    table, lost = abroad.there_table(there, "stage1"), abroad.lost_table(there)
+    for frame in (table, lost):
+        assert list(frame.index) == [
+            (place, model) for place in ("abroad", "left") for model in ("zero_shot", "stage1")
+        ]
+    row, told = ("left", "zero_shot"), there["left"]
+    assert table.loc[row, "mAP (%)"] == percent(told.scores["zero_shot"]["map"])
+    test = told.tests["map"]["zero_shot"]
+    assert number(table.loc[row, "mAP, above stage1"]) == points(test["difference"])
+    assert table.loc[row, "mAP, p (Holm)"] == f"{test['holm']:.3f}"
+    assert set(table.loc[("left", "stage1"), ["mAP, above stage1", "mAP, p (Holm)"]]) == {"–"}
+    equal = told.equal["zero_shot"]["rank1"]
+    assert lost.loc[row, "entries"] == "4"
+    assert lost.loc[row, "rank-1, home (%)"] == percent(equal["home"])
+    assert lost.loc[row, "rank-1, there (%)"] == percent(equal["there"])
+    assert number(lost.loc[row, "rank-1, change (points)"]) == points(equal["difference"])
+
+
+def number(text: str) -> float:
+    return float(text.split(" ")[0].replace("−", "-"))
+
+
+def points(share: float):
+    return pytest.approx(100 * share, abs=0.051)
 
 
 def test_without_another_data_set_it_says_so_in_a_line(own, home):
@@ -170,10 +207,10 @@ def test_without_another_data_set_it_says_so_in_a_line(own, home):
     )
     alone = abroad.places(bare, home.table, home.manifest, ("own",))
     assert list(alone) == ["home"] and alone["home"].manifest is home.manifest
-    assert abroad.answered([FROZEN], alone, make_fabric(bare)) == {}
-    assert abroad.across_table(own, {}, "stage1").empty
+    assert abroad.answered([FROZEN], alone, {}, make_fabric(bare)) == {}
+    assert abroad.there_table({}, "stage1").empty and abroad.lost_table({}).empty
     nothing = Between("stage1", {}, {}, {}, None, "why")
-    assert not abroad.kept(own, {}, nothing)["abroad"]
+    assert not abroad.kept({}, nothing)["abroad"]
     fig = abroad.side_by_side(own, {}, "t")
     assert fig.get_supxlabel() == abroad.NONE
     assert list(abroad.places_table(alone).index) == ["home"]
@@ -185,7 +222,8 @@ def test_the_figure_has_a_row_a_model_and_a_colour_a_data_set(own, there):
     }
     fig = abroad.side_by_side(own, less, "t")
     ax = fig.axes[1]
-    dots = {line.get_label(): line.get_xdata() for line in ax.get_lines()}
+    lines = {str(line.get_label()): line.get_xdata() for line in ax.get_lines()}
+    dots = {name: x for name, x in lines.items() if name[0] != "_"}  # without the rows' edges
     assert list(dots) == ["home", "abroad", "left"] and [len(x) for x in dots.values()] == [2, 2, 1]
     assert dots["home"][1] == own["stage1"]["own"]["map"]["mean"]
     assert dots["abroad"][0] == there["abroad"].scores["zero_shot"]["map"]["mean"]
@@ -194,10 +232,9 @@ def test_the_figure_has_a_row_a_model_and_a_colour_a_data_set(own, there):
 
 def test_results_keep_both_data_sets_apart(own, there):
     nothing = Between("stage1", {}, {}, {}, None, "why")
-    told = json.loads(json.dumps(abroad.kept(own, there, nothing)))["abroad"]
-    assert set(told["abroad"]) == {"title", "scores", "tests", "left_out", "change"}
-    expected = change(own["stage1"]["own"]["rank1"], there["left"].scores["stage1"]["rank1"])
-    assert told["left"]["change"]["stage1"]["rank1"] == expected
+    told = json.loads(json.dumps(abroad.kept(there, nothing)))["abroad"]
+    assert told["left"]["equal"]["stage1"] == there["left"].equal["stage1"]
+    assert told["left"]["size"] == 4 and not told["left"]["left_out"]
     head = {"study": "s", "seed": 0, "aspect": "dorsal_r", "notebook": "06", "tag": ""}
     metrics = head | {"data": "here", "variants": own, "abroad": told, "manifest_sha256": "m"}
     run = Finished(Path(), metrics, {"git": {"commit": "c"}})

@@ -134,7 +134,7 @@ def test_where_nothing_lies_between_it_says_why(study, home, tuned):
 
 
 def test_a_curve_can_be_written(found):
-    told = json.loads(json.dumps(abroad.kept({}, {}, found)))["wise_ft"]
+    told = json.loads(json.dumps(abroad.kept({}, found)))["wise_ft"]
     assert told["model"] == "stage1" and told["held"] == found.held
     assert told["scores"]["abroad"]["0.5"]["map"] == found.scores["abroad"]["0.5"]["map"]
     assert set(told["tests"]["home"]["rank1"]) == {"0", "0.5"}

@@ -1,5 +1,7 @@
 """Manifests made of manifests, one evaluation of them all, measures beside the protocol's."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +24,7 @@ from handclip_lib.evaluate.protocol import evaluate, per_query, ranking
 from handclip_lib.evaluate.scenarios import (
     accessories,
     evaluate_all,
+    in_smaller_gallery,
     multi_shot,
     person_level,
     scenarios,
@@ -260,6 +263,37 @@ def test_another_data_set_is_another_table_and_its_features(capsys):
 
 SIM = np.array([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4]])
 GALLERY = np.array([5, 7, 5, 5])
+
+
+def test_a_smaller_gallery_is_the_mean_over_all_its_choices():
+    """Every way to leave out two of five others, by hand."""
+    rng, size = np.random.default_rng(0), 4
+    rows = [("gallery", draw, pid, f"g{draw}_{pid}") for draw in (0, 1) for pid in range(6)]
+    rows += [("query", draw, pid, f"q{pid}") for draw in (0, 1) for pid in range(5)]
+    manifest = pd.DataFrame(rows, columns=["split", "draw", "pid", "image"])
+    images = manifest["image"].unique().tolist()
+    z = rng.normal(size=(len(images), 4))
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    frame = per_query(z, images, manifest)
+    found = in_smaller_gallery(frame, manifest, size)
+    assert found[["draw", "pid"]].equals(frame[["draw", "pid"]])
+    expected = []
+    for row in frame.itertuples():
+        others = [pid for pid in range(6) if pid != row.pid]
+        kept = manifest["split"] == "query"
+        each = []
+        for chosen in combinations(others, size - 1):
+            some = manifest[kept | manifest["pid"].isin((*chosen, row.pid))]
+            asked = some[(some["split"] == "gallery") | (some["image"] == row.image)]
+            again = per_query(z, images, asked[asked["draw"] == row.draw])
+            each.append(again[["rank1", "ap"]].iloc[0].to_numpy(dtype=float))
+        expected.append(np.mean(each, axis=0))
+    np.testing.assert_allclose(found[["rank1", "ap"]], expected)
+    whole = in_smaller_gallery(frame, manifest, 6)
+    np.testing.assert_allclose(whole[["rank1", "ap"]], frame[["rank1", "ap"]])
+    assert (in_smaller_gallery(frame, manifest, 1)[["rank1", "ap"]] == 1).all(axis=None)
+    with pytest.raises(ValueError, match="a gallery of 6 has no choice of 7"):
+        in_smaller_gallery(frame, manifest, 7)
 
 
 def test_measures_at_k_by_hand():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from handclip_lib.data.check import quantity
 from handclip_lib.data.leaks import check_leaks, persons
@@ -122,6 +123,27 @@ def accessories(table: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
     gone = tested["pid"].nunique() - query["pid"].nunique()
     rows = pd.concat([query.assign(split="query"), entries])
     return _made(rows, gone, "photographs with accessories, searched among those without")
+
+
+def in_smaller_gallery(frame: pd.DataFrame, manifest: pd.DataFrame, size: int) -> pd.DataFrame:
+    """A `per_query` frame of the own gallery as if it held `size` entries: columns pid, rank1, ap.
+
+    So that two data sets can be compared: a larger gallery is harder for any model. Which of the
+    others' entries stay is left to chance, and values are means over all choices: of the k that
+    stood above the person's one entry, a hypergeometric number stays. manifest: whose gallery it
+    was; ValueError where that holds fewer entries in a draw.
+    """
+    entries = manifest.loc[manifest["split"] == "gallery", "draw"].value_counts()
+    if not 1 <= size <= entries.min():
+        raise ValueError(f"a gallery of {entries.min()} has no choice of {size}")
+    parts = []
+    for draw, part in frame.groupby("draw", sort=False):
+        others, stay = int(entries[draw]) - 1, np.arange(size)
+        above, place = np.unique(part["rank"].to_numpy() - 1, return_inverse=True)
+        chance = stats.hypergeom.pmf(stay, others, above[:, None], size - 1)  # (K, size)
+        scores = {"rank1": chance[place, 0], "ap": (chance @ (1 / (1 + stay)))[place]}
+        parts.append(part[["draw", "pid"]].assign(**scores))
+    return pd.concat(parts)
 
 
 def evaluate_all(

@@ -14,8 +14,9 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.data import splits, tables
 from handclip_lib.data.check import listed
 from handclip_lib.evaluate.protocol import evaluate, per_query
+from handclip_lib.evaluate.scenarios import in_smaller_gallery
 from handclip_lib.params import ParamError, other_data
-from handclip_lib.report.between import HOME, Between, between, colours, key, wise_curves
+from handclip_lib.report.between import HOME, Between, between, colours, key, means, wise_curves
 from handclip_lib.report.canvas import canvas, grid_lines, saying, styled
 from handclip_lib.report.compare import paired_tests
 from handclip_lib.report.lineup import Contender
@@ -31,17 +32,18 @@ __all__ = [
     "HOME",
     "NONE",
     "There",
-    "across_table",
     "answered",
     "between",
     "change",
     "kept",
+    "lost_table",
     "named",
     "places",
     "places_table",
     "published_across",
     "published_table",
     "side_by_side",
+    "there_table",
     "wise_curves",
 ]
 
@@ -50,15 +52,21 @@ NONE = "No other data set was asked for: comparison.others names some."
 
 @dataclass(frozen=True)
 class There:
-    """What models answered on another data set. title: of its photographs; scores: {model: those of
-    the own gallery there}; tests: `paired_tests` there, empty where the reference was left out;
-    left_out: {model: persons tested there whom it was taught}.
+    """What models answered on another data set.
+
+    title: of its photographs; scores: {model: those of the own gallery there}; tests:
+    `paired_tests` there, empty where the reference was left out; left_out: {model: persons tested
+    there whom it was taught}; size: entries of the smaller of the galleries at home and there;
+    equal: {model: {metric: `change` with what it is of, `home` and `there`}}, both in galleries of
+    that size.
     """
 
     title: str
     scores: Mapping[str, dict[str, Any]]
     tests: Mapping[str, Mapping[str, Mapping[str, Any]]]
     left_out: Mapping[str, Sequence[int]]
+    size: int
+    equal: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def places(
@@ -89,33 +97,74 @@ def named(place: Task) -> str:
 
 
 def answered(
-    models: Sequence[Contender], places: Mapping[str, Task], fabric: lf.Fabric
+    models: Sequence[Contender],
+    places: Mapping[str, Task],
+    queries: Mapping[str, pd.DataFrame],
+    fabric: lf.Fabric,
 ) -> dict[str, There]:
     """{data set: what the models answered there}, HOME not among them.
 
     Each model is searched in the own gallery there, distractors included. One that was taught
-    persons who are tested there is left out, which is printed with them.
+    persons who are tested there is left out, which is printed with them. queries: {model: its
+    `per_query` at home, own gallery}.
     """
-    return {n: _answered(models, place, fabric) for n, place in places.items() if n != HOME}
+    own = places[HOME].manifest
+    return {n: _there(models, t, own, queries, fabric) for n, t in places.items() if n != HOME}
 
 
-def _answered(models: Sequence[Contender], place: Task, fabric: lf.Fabric) -> There:
-    rows, p = dict[str, pd.DataFrame](), place.p
-    scores, left_out = dict[str, dict[str, Any]](), dict[str, list[int]]()
-    for one in models:
-        met = one.met(place.table, place.manifest, "query", "gallery")
-        if met:
-            who = ", ".join(listed(met, 10))
-            print(f"{one.name} is left out of {place.name}: it was taught persons of it: {who}")
-            left_out[one.name] = met
-            continue
-        z = space_of(one, p, place.table, place.images, fabric).z
-        told = z, place.images, place.manifest
-        rows[one.name] = per_query(*told)
-        scores[one.name] = evaluate(*told, p.evaluation.bootstrap, p.seed)["own"]
+def _there(
+    models: Sequence[Contender],
+    place: Task,
+    own: pd.DataFrame,
+    queries: Mapping[str, pd.DataFrame],
+    fabric: lf.Fabric,
+) -> There:
+    """What the models answered at one place. own: the manifest at home, which `queries` are of."""
+    p, images, manifest = place.p, place.images, place.manifest
+    left_out = _left_out(models, place)
+    able = [one for one in models if one.name not in left_out]
+    z = {one.name: space_of(one, p, place.table, images, fabric).z for one in able}
+    rows = {name: per_query(z[name], images, manifest) for name in z}
+    boots = (p.evaluation.bootstrap, p.seed)
     reference = p.comparison.reference
-    tests = paired_tests(rows, reference, p.seed) if reference in rows else {}
-    return There(str(place.table.attrs["title"]), scores, tests, left_out)
+    size = min(_smallest(own), _smallest(manifest))
+    return There(
+        str(place.table.attrs["title"]),
+        {name: evaluate(z[name], images, manifest, *boots)["own"] for name in z},
+        paired_tests(rows, reference, p.seed) if reference in rows else {},
+        left_out,
+        size,
+        {n: _equal((queries[n], own), (rows[n], manifest), size, p) for n in rows},
+    )
+
+
+def _left_out(models: Sequence[Contender], place: Task) -> dict[str, list[int]]:
+    met = {one.name: one.met(place.table, place.manifest, "query", "gallery") for one in models}
+    found = {model: people for model, people in met.items() if people}
+    for model, people in found.items():
+        who = ", ".join(listed(people, 10))
+        print(f"{model} is left out of {place.name}: it was taught persons of it: {who}")
+    return found
+
+
+def _smallest(manifest: pd.DataFrame) -> int:
+    """Entries of the own gallery, of the draw that has fewest."""
+    return int(manifest.loc[manifest["split"] == "gallery", "draw"].value_counts().min())
+
+
+def _equal(
+    home: tuple[pd.DataFrame, pd.DataFrame],
+    there: tuple[pd.DataFrame, pd.DataFrame],
+    size: int,
+    p: Params,
+) -> dict[str, dict[str, Any]]:
+    """{metric: `change`, and what of} between (queries, manifest) at home and there."""
+    before, after = (means(in_smaller_gallery(*both, size), p) for both in (home, there))
+    return {
+        metric: {HOME: before[metric], "there": after[metric]}
+        | change(before[metric], after[metric])
+        for metric, _ in SHOWN
+    }
 
 
 def change(home: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,25 +181,12 @@ def change(home: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
     return {"difference": difference, "ci95": [difference - down, difference + up]}
 
 
-def kept(
-    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There], wise: Between
-) -> dict[str, dict[str, Any]]:
-    """The answers on other data sets as metrics.json holds them, plain values: abroad, wise_ft.
-
-    own: {model: {"own": scores at home}}. `abroad` has for each data set `title`, `scores`,
-    `tests`, `left_out` and `change`: {model: {metric: `change`}}.
-    """
-    lost = {
-        name: {
-            model: {
-                metric: change(own[model]["own"][metric], scores[metric]) for metric, _ in SHOWN
-            }
-            for model, scores in found.scores.items()
-        }
-        for name, found in there.items()
+def kept(there: Mapping[str, There], wise: Between) -> dict[str, Any]:
+    """The answers on other data sets as metrics.json holds them, plain values: abroad, wise_ft."""
+    return {
+        "abroad": {name: asdict(found) for name, found in there.items()},
+        "wise_ft": asdict(wise),
     }
-    told = {name: asdict(found) | {"change": lost[name]} for name, found in there.items()}
-    return {"abroad": told, "wise_ft": asdict(wise)}
 
 
 def places_table(places: Mapping[str, Task]) -> pd.DataFrame:
@@ -173,27 +209,42 @@ def places_table(places: Mapping[str, Task]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
 
 
-def across_table(
-    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There], reference: str
-) -> pd.DataFrame:
-    """A row a data set and model: at home, there, what lies between, and against the reference.
+def there_table(there: Mapping[str, There], reference: str) -> pd.DataFrame:
+    """A row a data set and model, of the own gallery there: scores, and against the reference.
 
-    own: {model: {"own": scores at home}}. Per cent and points with 95 % intervals; p of the
-    paired tests there, by Holm over the models of that data set. Empty without other data sets.
+    Per cent and points with 95 % intervals; p of the paired tests there, by Holm over the models of
+    that data set. Empty without other data sets.
     """
     rows = {}
     for name, found in there.items():
         for model, scores in found.scores.items():
-            row: dict[tuple[str, str], str] = {}
+            row = rows[name, model] = dict[str, str]()
             for metric, words in SHOWN:
-                at_home = own[model]["own"][metric]
                 test = found.tests.get(metric, {}).get(model)
-                row[words, "at home (%)"] = percent(at_home)
-                row[words, "there (%)"] = percent(scores[metric])
-                row[words, "change (points)"] = _points(change(at_home, scores[metric]))
-                row[words, f"above {reference} there"] = _points(test)
-                row[words, "p (Holm)"] = p_text(test["holm"]) if test else "–"
-            rows[name, model] = row
+                row[f"{words} (%)"] = percent(scores[metric])
+                row[f"{words}, above {reference}"] = _points(test)
+                row[f"{words}, p (Holm)"] = p_text(test["holm"]) if test else "–"
+    return _by_place(rows)
+
+
+def lost_table(there: Mapping[str, There]) -> pd.DataFrame:
+    """A row a data set and model: at home, there, and the change, in galleries of one size.
+
+    That is the smaller of the two. Per cent and points with 95 % intervals. Empty without other
+    data sets.
+    """
+    rows = {}
+    for name, found in there.items():
+        for model, equal in found.equal.items():
+            row = rows[name, model] = {"entries": str(found.size)}
+            for metric, words in SHOWN:
+                row[f"{words}, home (%)"] = percent(equal[metric][HOME])
+                row[f"{words}, there (%)"] = percent(equal[metric]["there"])
+                row[f"{words}, change (points)"] = _points(equal[metric])
+    return _by_place(rows)
+
+
+def _by_place(rows: Mapping[tuple[str, str], Mapping[str, str]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows).T
     return frame.rename_axis(["data set", "model"]) if rows else frame
 

@@ -73,7 +73,7 @@ def between(one: Contender, places: Mapping[str, Task], fabric: lf.Fabric) -> Be
     told = bool(np.isfinite(list(sweep.held.values())).all())
     return Between(
         one.name,
-        {n: {a: _scores(f, p) for a, f in of.items()} for n, of in frames.items()},
+        {n: {a: means(f, p) for a, f in of.items()} for n, of in frames.items()},
         {name: paired_tests(of, last, p.seed) for name, of in frames.items()},
         sweep.held if told else {},
         sweep.alpha if told else None,
@@ -84,12 +84,13 @@ def _none(one: Contender, why: str) -> Between:
     return Between(one.name, {}, {}, {}, None, why)
 
 
-def _scores(frame: pd.DataFrame, p: Params) -> dict[str, dict[str, Any]]:
+def means(frame: pd.DataFrame, p: Params) -> dict[str, dict[str, Any]]:
+    """{metric: {mean, ci95}} of rank-1 and mAP of a `per_query` frame, over its draws."""
     columns = [METRICS[metric] for metric, _ in SHOWN]
-    means = frame.groupby("draw")[columns].mean().mean()
+    middle = frame.groupby("draw")[columns].mean().mean()
     low, high = person_bootstrap(frame[columns], frame["pid"], p.evaluation.bootstrap, p.seed)
     return {
-        metric: {"mean": float(means[column]), "ci95": [float(low[i]), float(high[i])]}
+        metric: {"mean": float(middle[column]), "ci95": [float(low[i]), float(high[i])]}
         for i, ((metric, _), column) in enumerate(zip(SHOWN, columns, strict=True))
     }
 
