@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from handclip_lib.evaluate.geometry import geometry, knn_accuracy
 from handclip_lib.report.canvas import PALETTE, canvas, grid_lines, saying, styled
@@ -121,7 +121,7 @@ def share_curves(facts: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
         )  # fmt: skip
     ax.set_xlabel("α: 0 is the start, 1 the end of training")
     ax.set_ylabel("mAP, held-out training persons")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, None, " %"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{100 * value:g} %"))
     grid_lines(ax)
     fig.legend(
         loc="outside lower left", ncols=5, title="a ring marks the share that is kept",
