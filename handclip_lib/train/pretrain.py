@@ -26,8 +26,8 @@ def pretrain_manifest(p: Params, table: pd.DataFrame) -> pd.DataFrame:
 
     split: `train`, `val` and `select` of the study's own splits, without whoever is tested in any
     aspect, whatever `p.split.mode` says; those who are learnt from bring their photographs with
-    accessories along, as `train`. It does not depend on the aspect. Raises SplitError with names,
-    where a test person of any aspect would be shown; TooFew where nobody is left to learn from.
+    accessories along, as `train`. It does not depend on the aspect. Raises TooFew where nobody is
+    left to learn from.
     """
     own = all_aspects(p, table, p.split.mode).values()
     rows = pd.concat(own)[list(COLUMNS)] if own else pd.DataFrame(columns=list(COLUMNS))
@@ -37,9 +37,7 @@ def pretrain_manifest(p: Params, table: pd.DataFrame) -> pd.DataFrame:
     if len(learnt) < 2:
         raise TooFew(f"{len(learnt)} person to learn from: two are needed who are tested nowhere")
     worn = _with_accessories(table, learnt)
-    manifest = order([*pool.itertuples(index=False, name=None), *worn])
-    check_pool(p, table, manifest)
-    return manifest
+    return order([*pool.itertuples(index=False, name=None), *worn])
 
 
 def check_pool(p: Params, table: pd.DataFrame, manifest: pd.DataFrame) -> None:
