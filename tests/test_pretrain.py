@@ -155,6 +155,20 @@ def test_a_stage_refuses_pretrained_weights_that_know_its_test_persons(table, tm
         job.check_start(job.job_of("x", p.stage1, p, made.checkpoint, table, swapped, tmp_path))
 
 
+def test_a_tower_that_knows_test_persons_is_refused(table, tmp_path):
+    """The study's own tower may be a file of ours, too."""
+    p = told(tmp_path, pretrain={"epochs": 1})
+    made = learn(p, table, tmp_path / "pre")
+    (people,) = read_checkpoint(made.checkpoint)["taught"].values()
+    own = p.model.model_copy(update={"name": str(made.checkpoint), "pretrained": ""})
+    known = p.model_copy(update={"model": own})
+    manifest = manifest_for(p, table)
+    job.check_start(job.job_of("x", p.stage1, known, None, table, manifest, tmp_path))
+    swapped = manifest.assign(pid=manifest["pid"].replace({15: people[0], people[0]: 15}))
+    with pytest.raises(SplitError, match=f"who are tested or held out here: {people[0]}"):
+        job.check_start(job.job_of("x", p.stage1, known, None, table, swapped, tmp_path))
+
+
 # -- training -------------------------------------------------------------------------------------
 
 

@@ -19,9 +19,14 @@ from handclip_lib.data.check import listed
 from handclip_lib.data.splits import SplitError
 from handclip_lib.data.store import Store, open_store
 from handclip_lib.device import make_fabric, seed_step
-from handclip_lib.models.checkpoint import is_ours, load_weights, read_checkpoint
+from handclip_lib.models.checkpoint import (
+    find_checkpoint,
+    is_ours,
+    load_weights,
+    read_checkpoint,
+)
 from handclip_lib.models.clip import Encoder, encoder_of, load_comparator, sha256_of
-from handclip_lib.schema import Params
+from handclip_lib.schema import Comparator, Params
 from handclip_lib.schema_train import Loop
 from handclip_lib.train.classes import Classes, classes_of
 from handclip_lib.train.guide import Guide
@@ -213,17 +218,12 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
     who are to be found or held out here. Of a foreign file nobody can tell, which is said.
     """
     manifest, dataset = job.manifest, _population(job.table)
-    taught: dict[str, list[int]] = {}
-    if job.start is not None:
-        if is_ours(job.start):
-            taught = read_checkpoint(job.start)["taught"]
-        else:
-            print(f"{job.start.name}: whom these weights were taught is not recorded")
+    start, taught = _before(job)
     asked = manifest.loc[manifest["split"].isin(("query", "gallery", "select")), "pid"]
     both = sorted(set(taught.get(dataset, [])) & set(asked.tolist()))
     if both:
         words = (
-            f"{job.start} was taught persons who are tested or held out here:"
+            f"{start} was taught persons who are tested or held out here:"
             f" {', '.join(listed([str(pid) for pid in both], 20))}"
         )
         if not job.past.lenient:
@@ -234,6 +234,19 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
         warnings.warn(words, stacklevel=2)
     mine = manifest.loc[manifest["split"] == "train", "pid"].unique().tolist()
     return taught | {dataset: sorted({*taught.get(dataset, []), *map(int, mine)})}
+
+
+def _before(job: Job[Any]) -> tuple[str, dict[str, list[int]]]:
+    """What a training starts from, and whom that was taught, by data set, as far as is recorded."""
+    if job.start is None:
+        told = job.p.comparator if "mba" in job.encoder.model_cfg else job.p.model
+        name = told.backbone if isinstance(told, Comparator) else told.name
+        held = find_checkpoint(name, told.pretrained)
+        return told.pretrained or name, held["taught"] if held else {}
+    if not is_ours(job.start):
+        print(f"{job.start.name}: whom these weights were taught is not recorded")
+        return str(job.start), {}
+    return str(job.start), read_checkpoint(job.start)["taught"]
 
 
 def persons_taught(held: Mapping[str, Any], table: pd.DataFrame) -> set[int]:
