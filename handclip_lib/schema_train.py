@@ -135,9 +135,9 @@ class Pretrain(Training):
     predictor: bool = True  # two layers behind the projector, on the queries' side
     temperature: Rate = 0.2
     labelled: Share = 0.0  # of the persons, whose images of an identity are positives
-    # Kept is start + alpha · (end - start), with what held-out training persons prefer of wise_ft
+    # Kept is start + alpha · (end - start), with what held-out training persons prefer of these;
+    # half of it where nobody is held out
     wise_ft: tuple[Share, ...] = (0, 0.2, 0.4, 0.6, 0.8, 1)
-    alpha: Share = 0.5  # where no persons are held out
     # By name: files of params/pretrain/, or what differs from these settings, written here
     variants: dict[str, dict[str, Any]] = {}
 

@@ -336,11 +336,11 @@ def test_patience_ends_a_training_that_held_out_persons_do_not_like(table, tmp_p
 
 def test_without_held_out_persons_the_last_weights_and_a_fixed_share(table, tmp_path, capsys):
     nobody = {"mode": "person_disjoint", "select": "none", "draws": 2}
-    p = told(tmp_path, split=nobody, pretrain={"alpha": 0.3, "epochs": 2})
+    p = told(tmp_path, split=nobody, pretrain={"epochs": 2})
     made = learn(p, table, tmp_path / "a")
-    assert (made.facts["alpha"], made.facts["held"], made.facts["selected_by"]) == (0.3, {}, "")
+    assert (made.facts["alpha"], made.facts["held"], made.facts["selected_by"]) == (0.5, {}, "")
     assert made.facts["chosen_epoch"] == 2
-    assert "nobody is held out to choose alpha: 0.3" in capsys.readouterr().out
+    assert "nobody is held out to choose alpha: 0.5" in capsys.readouterr().out
 
 
 def test_batchnorms_that_learn_take_their_statistics_anew_between_the_ends(

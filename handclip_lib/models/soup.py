@@ -10,6 +10,8 @@ from handclip_lib.models import towers
 
 State = dict[str, torch.Tensor]
 
+UNCHOSEN = 0.5  # alpha where no training persons are held out to choose it
+
 
 def interpolate(
     start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor], alpha: float

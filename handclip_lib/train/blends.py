@@ -49,7 +49,7 @@ def wise_ft(
 
     alpha, the share of the trained weights, is the one of `p.chain.wise_ft` with the best mean mAP
     of held-out training persons over the tasks after the last step (of equals the larger); without
-    such persons 0.5. Wortsman et al. 2022, arXiv:2109.01903.
+    such persons `soup.UNCHOSEN`. Wortsman et al. 2022, arXiv:2109.01903.
     """
     encoder, ends = study_encoder(p), _ends(p, [None, states[-1].file])
     held, found = dict[str, float](), dict[str, dict[str, pd.DataFrame]]()
@@ -64,7 +64,8 @@ def wise_ft(
         alpha = max(p.chain.wise_ft, key=lambda a: (held[f"{a:g}"], a))
         how = "by the mAP of held-out training persons"
     else:
-        alpha, how = 0.5, "beforehand: too few training persons are held out to choose it"
+        alpha = soup.UNCHOSEN
+        how = "beforehand: too few training persons are held out to choose it"
     return _all_steps(p, tasks, states, folder, alpha), Sweep(alpha, how, held, found)
 
 
