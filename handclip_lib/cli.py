@@ -209,7 +209,7 @@ _NOTEBOOKS = "default: the study's, else all"
 _SHOTS = "plain photographs an aspect (default: the demo study's)"
 _ROOT = {"default": "", "help": "the folder (default: one in data/ for each kind of set)"}
 _LAYOUT = "11k: four aspects; hd: right backs, in HD's folders, with persons who only distract"
-_LABORATORY = "white_table, or blue_cloth: another camera, light, cloth, and older persons"
+_LABORATORY = "white_table, or other: another camera, light, cloth, and older persons"
 COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] = {
     "run": (
         _run,

@@ -21,7 +21,7 @@ class Drawn(Node):
     seed: Whole = 0
     shots: tuple[Count, Count] = (8, 12)  # plain photographs an aspect, from and to (inclusive)
     layout: Literal["11k", "hd"] = "11k"  # hd: right backs, and extra persons as distractors
-    laboratory: Literal["white_table", "blue_cloth"] = "white_table"  # whose camera and light
+    laboratory: Literal["white_table", "other"] = "white_table"  # whose camera and light
 
 
 class Data(Node):

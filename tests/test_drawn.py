@@ -118,7 +118,7 @@ def test_the_first_laboratory_draws_what_it_always_has() -> None:
 def test_persons_of_different_sets_never_meet() -> None:
     seeds = {
         drawn.person_seed(name, 0, k)
-        for name in ("drawn", "drawn hd white_table", "drawn 11k blue_cloth", "pretrain", "probe")
+        for name in ("drawn", "drawn hd white_table", "drawn 11k other", "pretrain", "probe")
         for k in range(5000)
     }
     assert len(seeds) == 25000

@@ -25,7 +25,7 @@ from handclip_lib.data.store import open_store
 from handclip_lib.report.plan import _aspects
 from handclip_lib.schema import Data, Drawn
 
-OTHER = "blue_cloth"
+OTHER = "other"
 SMALL = (160, 120)
 
 
@@ -186,14 +186,14 @@ def test_the_command_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_the_command_draws_the_sets_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn_sets: list[Data] = []
     monkeypatch.setattr(tables, "draw", lambda data, _: drawn_sets.append(data))
-    for line in ("", "--layout hd", "--laboratory blue_cloth", "--layout hd --persons 5"):
+    for line in ("", "--layout hd", "--laboratory other", "--layout hd --persons 5"):
         assert cli.main(["demo-data", *line.split()]) == 0
     demo = params.load(study="demo")
     others = params.other_data(demo)
-    known = [demo.data, others["drawn_hd"].data, others["other_lab"].data]
+    known = [demo.data, others["drawn_hd"].data, others["drawn_other"].data]
     assert drawn_sets[:3] == known
     assert drawn_sets[3].drawn == known[1].drawn.model_copy(update={"persons": 5})
-    assert cli.main(["demo-data", "--layout", "hd", "--laboratory", "blue_cloth"]) == 0
+    assert cli.main(["demo-data", "--layout", "hd", "--laboratory", "other"]) == 0
     assert drawn_sets[4].root == "" and drawn_sets[4].drawn.laboratory == OTHER
 
 
@@ -201,7 +201,7 @@ def test_a_study_replaces_the_other_data_sets_of_the_one_it_extends() -> None:
     assert params.other_data(params.load(study="smoke")) == {}
     assert set(params.other_data(params.load(study="demo_hd"))) == {"drawn_11k"}
     usual = params.other_data(params.load(study="demo"))
-    assert set(usual) == {"other_lab", "drawn_hd"}
+    assert set(usual) == {"drawn_other", "drawn_hd"}
     assert usual["drawn_hd"].data == params.load(study="demo_hd").data  # one folder, one set
 
 
@@ -273,7 +273,7 @@ def test_the_foreground_on_the_cloth_is_the_hand(other_root: Path) -> None:
 def test_the_set_says_where_it_was_drawn(other_root: Path, tmp_path: Path) -> None:
     p = study(other_root, persons=2, shots=[1, 1], laboratory=OTHER)
     table = tables.read(p)
-    assert table.attrs["title"] == "drawn hands (demonstration), blue cloth"
+    assert table.attrs["title"] == "drawn hands (demonstration), other laboratory"
     assert set(table["dataset"]) == {"drawn"}
     spec = Preprocess((64, 64), "hand", (0.5,) * 3, (0.5,) * 3)
     store = open_store(table, spec, tmp_path)

@@ -385,7 +385,7 @@ def test_the_other_drawn_sets_of_the_demo_and_the_study_of_hds_folders_can_be_sp
     for aspect in CHAIN:  # `drawn_hd` has one aspect, and models of all are tested on it
         others = params.other_data(params.load(aspect))
         assert {name: other.aspect for name, other in others.items()} == {
-            "other_lab": aspect,
+            "drawn_other": aspect,
             "drawn_hd": "dorsal_r",
         }
 

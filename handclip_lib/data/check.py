@@ -73,9 +73,9 @@ def _is_drawn(root: Path, images: Iterable[str]) -> bool:
 
 
 def _where(root: Path) -> str:
-    """`, blue cloth` of hands that were drawn in another laboratory than the first."""
+    """`, other laboratory` of hands that were not drawn on the white table."""
     spec = json.loads((root / MARKER).read_text("utf-8")) if (root / MARKER).is_file() else {}
-    return f", {laboratory_of(spec).replace('_', ' ')}" if "laboratory" in spec else ""
+    return f", {laboratory_of(spec)} laboratory" if "laboratory" in spec else ""
 
 
 def sample(rows: Sequence[Mapping[str, object]]) -> str:

@@ -33,8 +33,8 @@ _ROOTS = {"11k": "data/11k", "HD": "data/HD"}
 _DRAWN = {  # by layout and laboratory
     ("11k", "white_table"): "data/drawn_hands",
     ("hd", "white_table"): "data/drawn_hd",
-    ("11k", "blue_cloth"): "data/drawn_other",
-    ("hd", "blue_cloth"): "data/drawn_other_hd",
+    ("11k", "other"): "data/drawn_other",
+    ("hd", "other"): "data/drawn_other_hd",
 }
 _COMPLETE = 11_076  # rows of 11k Hands
 _NEEDED = ("id", "accessories", "aspectOfHand", "imageName")

@@ -37,7 +37,7 @@ class Laboratory:
 LABORATORIES = {
     "white_table": Laboratory(),
     # An older camera, higher up; a lamp at the upper left; persons of all ages
-    "blue_cloth": Laboratory(
+    "other": Laboratory(
         size=(512, 384),
         quality=(68, 84),
         ages=(22, 2.4, 11.0),
