@@ -46,7 +46,7 @@ def finish(
     """The table of `rows` with its root and title, or TableError with all problems together.
 
     Drawn hands never pass for photographs: their title is DRAWN, their laboratory where it is not
-    the first, and `read_as`.
+    the white table, and `read_as`; their `dataset` is `drawn`, but stays `own` in an own set.
     """
     if problems:
         raise TableError(f"{root}: {quantity(len(problems), 'problem')}", problems)
@@ -55,6 +55,8 @@ def finish(
     table = pd.DataFrame(rows)
     if _is_drawn(root, table["image"]):
         title = DRAWN + _where(root) + read_as
+        # Their numbers are no persons of 11k or HD; own ones are numbered by whoever wrote them
+        table = table.replace({"dataset": {"11k": "drawn", "HD": "drawn"}})
     table.attrs = {"root": str(root), "title": title}
     return table
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from handclip_lib.data.check import DRAWN, TableError, check_images, finish, sample
+from handclip_lib.data.check import TableError, check_images, finish, sample
 
 SOURCE = "http://www4.comp.polyu.edu.hk/~csajaykr/knuckleV2.htm (on request)"
 MAIN, EXTRA = "1-501", "502-712"
@@ -52,10 +52,7 @@ def read_hd(root: str | Path, check_files: bool = True) -> pd.DataFrame:
     title = "HKPolyU Hand Dorsal"
     if len(rows) != _COMPLETE:
         title += f" (sample: {sample(rows)})"
-    table = finish(rows, root, title, problems, ", read as HD")
-    if table.attrs["title"].startswith(DRAWN):  # its numbers are not HD's persons
-        table["dataset"] = "drawn"
-    return table
+    return finish(rows, root, title, problems, ", read as HD")
 
 
 def _photographs(root: Path) -> Path:

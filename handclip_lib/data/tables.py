@@ -12,7 +12,6 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data.check import (
-    DRAWN,
     TableError,
     check_images,
     empty_cells,
@@ -113,10 +112,7 @@ def read_11k(root: str | Path, check_files: bool = True) -> pd.DataFrame:
         where = [f"row {line}: " for line in lines]
         problems += check_images(root, list(zip(where, images, strict=True)))
     title = "11k Hands" if len(rows) == _COMPLETE else f"11k Hands (sample: {sample(rows)})"
-    table = finish(rows, path if problems else root, title, problems)
-    if table.attrs["title"].startswith(DRAWN):  # whatever a study calls it
-        table["dataset"] = "drawn"
-    return table
+    return finish(rows, path if problems else root, title, problems)
 
 
 def _wrong_cells(line: int, cells: Mapping[str, str]) -> list[str]:
