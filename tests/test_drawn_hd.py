@@ -15,7 +15,8 @@ from PIL import Image
 from handclip_lib import cli, params
 from handclip_lib.data import drawn, leaks, splits, tables
 from handclip_lib.data.drawn import dataset
-from handclip_lib.data.drawn.laboratory import LABORATORIES
+from handclip_lib.data.drawn import scene as scene_of
+from handclip_lib.data.drawn.laboratory import LABORATORIES, Laboratory
 from handclip_lib.data.drawn.plan import MOST_OF_HD, plan
 from handclip_lib.data.foreground import find_hand, hand_mask
 from handclip_lib.data.hd import EXTRA, EXTRA_OFFSET, MAIN, read_hd
@@ -241,6 +242,17 @@ def test_its_pictures_are_taken_elsewhere() -> None:
     # noise: what a pixel differs by from the mean of those beside it, in the emptiest corner
     calm, noisy = of_both(lambda one: np.std(np.diff(one[-12:, -60:].astype(float), axis=1)))
     assert noisy > 1.5 * calm
+
+
+def test_corners_are_darker_and_colours_mixed_each_by_itself() -> None:
+    scene = np.full((31, 41, 3), (0.5, 0.4, 0.3), np.float32)
+    dark = scene_of._through_lens(scene, Laboratory(vignette=0.2))
+    assert dark[0, 0] == pytest.approx(0.8 * scene[0, 0]) and dark[15, 20] == pytest.approx(
+        scene[0, 0]
+    )
+    swapped = scene_of._through_lens(scene, Laboratory(mix=((0, 0, 1), (0, 1, 0), (1, 0, 0))))
+    assert np.array_equal(swapped, scene[..., ::-1])
+    assert scene_of._through_lens(scene, Laboratory()) is scene
 
 
 def test_who_comes_there_is_older() -> None:

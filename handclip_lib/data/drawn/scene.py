@@ -116,8 +116,8 @@ def photograph(
 
 def _through_lens(scene: np.ndarray, there: Laboratory) -> np.ndarray:
     """The scene as it falls on the sensor: darker corners, and the sensor's own colours."""
-    if there.mix is None:
-        return scene
-    y, x = np.ogrid[-1 : 1 : scene.shape[0] * 1j, -1 : 1 : scene.shape[1] * 1j]
-    corners = np.float32(1) - np.float32(there.vignette / 2) * (x * x + y * y).astype(np.float32)
-    return np.asarray(scene * corners[..., None] @ np.array(there.mix, np.float32).T)
+    if there.vignette:
+        y, x = np.ogrid[-1 : 1 : scene.shape[0] * 1j, -1 : 1 : scene.shape[1] * 1j]
+        lost = np.float32(there.vignette / 2) * (x * x + y * y).astype(np.float32)
+        scene = scene * (np.float32(1) - lost)[..., None]
+    return scene if there.mix is None else scene @ np.array(there.mix, np.float32).T
