@@ -8,7 +8,7 @@ from torch import nn
 
 from handclip_lib.models import towers
 from handclip_lib.models.clip import load_encoder
-from handclip_lib.models.soup import average, interpolate, reestimate_bn
+from handclip_lib.models.soup import average, best, interpolate, reestimate_bn
 
 State = dict[str, torch.Tensor]
 
@@ -69,6 +69,11 @@ def test_weights_of_two_kinds_are_refused_by_name():
         interpolate(start, start, 1.5)
     with pytest.raises(ValueError, match="no weights"):
         average([])
+
+
+def test_the_best_share_is_that_of_the_highest_score_and_of_equals_the_larger():
+    assert best([0, 0.3, 1], [0.2, 0.9, 0.1]) == 0.3
+    assert best([0, 0.3, 1], [0.9, 0.9, 0.1]) == 0.3 and best([1, 0.3], [0.5, 0.5]) == 1
 
 
 def test_an_average_is_uniform_and_has_no_order():

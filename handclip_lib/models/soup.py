@@ -38,6 +38,11 @@ def interpolate(
     return mixed
 
 
+def best(alphas: Sequence[float], scores: Iterable[float]) -> float:
+    """The alpha with the highest score, of equals the larger; scores in the order of the alphas."""
+    return max(zip(scores, alphas, strict=True))[1]
+
+
 def average(states: Sequence[Mapping[str, torch.Tensor]]) -> State:
     """The uniform mean of weights, their order being nothing to it; of one state its bits.
 

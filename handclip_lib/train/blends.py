@@ -61,7 +61,7 @@ def wise_ft(
         found[f"{alpha:g}"] = answers(seen, tasks)
         held[f"{alpha:g}"] = _held(encoder, tasks, fabric)
     if np.isfinite(list(held.values())).all():
-        alpha = max(p.chain.wise_ft, key=lambda a: (held[f"{a:g}"], a))
+        alpha = soup.best(p.chain.wise_ft, held.values())
         how = "by the mAP of held-out training persons"
     else:
         alpha = soup.UNCHOSEN

@@ -164,7 +164,7 @@ def _kept(
         for share in settings.wise_ft:
             _blend(settings, job, start, end, share, data)
             held[f"{share:g}"] = judge()[SELECT]
-        alpha = max(settings.wise_ft, key=lambda share: (held[f"{share:g}"], share))
+        alpha = soup.best(settings.wise_ft, held.values())
         if not alpha:
             print(f"{job.name}: held-out persons judge it harmful: its start is what is kept")
     _blend(settings, job, start, end, alpha, data)
