@@ -187,17 +187,21 @@ def test_bytes_do_not_depend_on_workers_or_on_later_persons(
     assert alone and all(both[name] == data for name, data in alone.items())
 
 
-def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    root = drawn.draw_dataset(tmp_path, persons=1, shots=(1, 1), workers=1, progress=False)
-    before = files_of(root)
-    victim, kept = list(before)[0], list(before)[1]
-    (root / "Hands" / victim).unlink()
+@pytest.mark.parametrize(("layout", "table"), [("11k", "HandInfo.csv"), ("hd", "README.txt")])
+def test_a_killed_run_goes_on_with_what_is_missing(layout: str, table: str, tmp_path: Path) -> None:
+    told = {"persons": 1, "shots": (1, 1), "workers": 1, "progress": False, "layout": layout}
+    root = drawn.draw_dataset(tmp_path / "set", **told)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    victim, kept = sorted(path for path in before if path.suffix == ".jpg")[:2]
+    victim.unlink()
+    (root / table).unlink()
     (root / "drawn.json").rename(root / "drawn.begun.json")
-    stamp = (root / "Hands" / kept).stat().st_mtime_ns
-    drawn.draw_dataset(tmp_path, persons=1, shots=(1, 1), workers=1, progress=False)
-    assert files_of(root) == before
-    assert (root / "Hands" / kept).stat().st_mtime_ns == stamp
-    assert sorted(path.name for path in root.iterdir()) == ["HandInfo.csv", "Hands", "drawn.json"]
+    half = victim.relative_to(root).as_posix().replace("/", " ")
+    (root / f"{half}.part").write_bytes(b"half")
+    stamp = kept.stat().st_mtime_ns
+    drawn.draw_dataset(root, **told)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert kept.stat().st_mtime_ns == stamp
 
 
 def test_a_run_killed_at_its_very_start_goes_on(tmp_path: Path) -> None:

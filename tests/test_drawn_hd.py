@@ -1,6 +1,5 @@
 """Drawn hands in HD's folders, and those of the second laboratory."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -148,23 +147,6 @@ def test_one_number_in_both_folders_is_drawn_twice(tmp_path: Path) -> None:
         dataset._save(tmp_path, "white_table", row)
     one, two = files_of(tmp_path).values()
     assert one != two
-
-
-def test_a_killed_run_goes_on_with_what_is_missing(hd_root: Path, tmp_path: Path) -> None:
-    before = files_of(hd_root)
-    root = tmp_path / "hd"
-    for name, data in before.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    os.replace(root / "drawn.json", root / "drawn.begun.json")
-    (root / "README.txt").unlink()
-    victim, kept = (root / name for name in list(before)[:2])
-    victim.unlink()
-    (root / "Original Images 1-501 1_1.jpg.part").write_bytes(b"half")
-    stamp = kept.stat().st_mtime_ns
-    drawn.draw_dataset(root, 4, shots=(2, 3), workers=1, progress=False, layout="hd")
-    assert files_of(root) == before and kept.stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize("told", [{"layout": "11k"}, {"laboratory": OTHER}, {"shots": [2, 4]}])

@@ -146,25 +146,6 @@ def test_persons_are_compared_by_identity_not_by_position():
         assert renumbered["own"][metric]["per_draw"] == scores["own"][metric]["per_draw"]
 
 
-def test_hd_like_gallery_with_many_distractors():
-    """251 persons with one gallery entry each, and 1,342 entries of 213 persons without queries."""
-    persons = np.arange(448, 699)
-    rows = []
-    for draw in range(2):
-        for pid in persons:
-            rows += [("query", draw, pid, "dorsal", f"{pid}_{s}.jpg") for s in range(1, 9)]
-            rows.append(("gallery", draw, pid, "dorsal", f"{pid}_0.jpg"))
-        rows += [
-            ("gallery", draw, 1502 + i % 213, "dorsal", f"{502 + i % 213}_{i}.jpg")
-            for i in range(1342)
-        ]
-    manifest = pd.DataFrame(rows, columns=["split", "draw", "pid", "aspect", "image"])
-    scores = evaluate(*embed(manifest, noise=1e6), manifest, bootstrap=100)
-    assert (scores["own"]["gallery"], scores["own"]["queries"]) == (1593, 2008)
-    assert scores["own"]["rank10"]["mean"] == pytest.approx(10 / 1593, abs=0.005)
-    assert scores["own"]["map"]["mean"] == pytest.approx(np.mean(1 / np.arange(1, 1594)), abs=0.003)
-
-
 @pytest.fixture(scope="module")
 def hd(tmp_path_factory):
     """Queries and galleries of a tree with HD's names and counts, by the study that is HD's."""

@@ -81,20 +81,6 @@ def test_unspoiled_queries_answer_as_by_the_protocol(manifest):
     pd.testing.assert_frame_equal(frame, expected)
 
 
-def test_perfect_features_find_everybody(manifest):
-    asked = robustness.asked(manifest, 3)
-    queries = asked[asked["split"] == "query"].drop_duplicates("image")
-    eye = np.eye(6, dtype=np.float32)
-    of = dict(zip(manifest["image"], manifest["pid"], strict=True))
-    frame = robustness.answers(
-        asked,
-        lambda names: eye[[of[n] for n in names]],
-        queries["image"].tolist(),
-        eye[queries["pid"]],
-    )
-    assert (frame["rank1"] == 1).all() and (frame["ap"] == 1).all()
-
-
 def test_the_gallery_stays_clean_though_its_photographs_ask_in_another_draw(manifest):
     asked = robustness.asked(manifest, 3)
     queries = asked[asked["split"] == "query"].drop_duplicates("image")
@@ -136,12 +122,6 @@ def test_changes_are_those_of_a_paired_test(manifest):
         assert told["change"]["ci95"] == pytest.approx(test["ci95"])
     assert scores["map"]["change"]["mean"] < 0
     assert (scores["queries"], scores["persons"]) == (frame["image"].nunique(), 6)
-
-
-def test_nothing_changes_without_a_change(manifest):
-    clean = answered(manifest, 0.0)
-    scores = robustness.level_scores(clean, clean, 100)
-    assert scores["rank1"]["change"] == {"mean": 0.0, "ci95": [0.0, 0.0]}
 
 
 def test_other_queries_are_refused(manifest):

@@ -9,7 +9,6 @@ from PIL import Image
 from handclip_lib.aspects import CHAIN
 from handclip_lib.data.drawn.draw import draw_hand, draw_mask
 from handclip_lib.data.drawn.person import make_person, person_seed
-from handclip_lib.data.preprocess import Preprocess
 from handclip_lib.data.spoil import KINDS, SIDE, common, spoil, wrist_edge
 
 MEASURED = ("blur", "noise", "jpeg", "low_resolution", "darker", "lighter")
@@ -218,10 +217,3 @@ def test_real_photographs_are_cut_at_the_right_end(test_data: Path):
     turned = picture.rotate(180)
     cut = np.asarray(spoil(turned, "fingers_cut", 3, "a"))
     assert np.array_equal(cut, np.asarray(turned)[-len(cut) :])
-
-
-def test_a_spoiled_picture_is_fitted_as_a_photograph_is(hand):
-    way = Preprocess((56, 56), "hand", (0.5,) * 3, (0.5,) * 3)
-    for kind in KINDS:
-        pixels, _ = way.fit_image(spoil(hand, kind, 1, "a"))
-        assert pixels.shape == (56, 56, 3) and pixels.dtype == np.uint8
