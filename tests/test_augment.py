@@ -279,7 +279,7 @@ def test_a_gpu_sees_the_same_picture_but_for_the_noise():
     assert made is not None and made[0].device.type == made[1].device.type == "cuda"
 
 
-def test_what_is_off_draws_nothing_so_that_the_usual_augmentation_stays_what_it_was():
+def test_the_usual_augmentation_has_known_pixels_and_draws_nothing_for_what_is_off():
     torch.manual_seed(0)
     images = Augmenter(Augment(), PREP)(pictures(4))
     means = [-0.6866, -0.2472, -0.3847, -0.5944, -0.0880, -0.2385]

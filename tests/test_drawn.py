@@ -90,7 +90,7 @@ def test_back_and_palm_show_the_same_bones_in_other_poses() -> None:
     assert lengths[0] == pytest.approx(lengths[1], rel=0.15)
 
 
-def test_the_first_laboratory_draws_what_it_always_has() -> None:
+def test_pictures_of_the_white_table_have_known_pixels() -> None:
     """A few pixels of two pictures; a generator that changes them needs another GENERATOR."""
     for index, aspect, told in (
         (0, "dorsal_r",
