@@ -339,27 +339,3 @@ def test_steps_on_a_batch_lower_its_loss_with_the_shipped_towers(name: str, queu
 def test_the_first_convolution_is_the_patch_projection(name: str, held: str):
     visual = load_encoder(name).visual
     assert first_convolution(visual).weight is visual.get_parameter(held)
-
-
-def test_state_goes_on_with_the_same_bits():
-    def walk(made: Contrast, steps: range) -> None:
-        for step in steps:
-            torch.manual_seed(step)
-            loss = made(*views(step), ROWS + step, NOBODY)["contrast"]
-            loss.backward()
-            with torch.no_grad():
-                for weight in (w for w in made.parameters() if w.grad is not None):
-                    weight.sub_(weight.grad)
-                    weight.grad = None
-
-    whole, early = learner(queue=5), learner(queue=5)
-    walk(whole, range(4))
-    walk(early, range(2))
-    late = learner(queue=5)
-    late.load_state_dict(early.state_dict())
-    walk(late, range(2, 4))
-    for (name, one), two in zip(
-        whole.state_dict().items(), late.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, two), name
-    assert {"queue", "queue_images", "queue_labels", "pointer", "step"} <= set(whole.state_dict())
