@@ -14,7 +14,7 @@ from safetensors import safe_open
 import handclip_lib.data.drawn as drawn
 from handclip_lib.aspects import CHAIN
 from handclip_lib.models.clip import load_encoder
-from handclip_lib.train import captions, pool, tiny
+from handclip_lib.train import captions, tiny, tiny_pool
 from handclip_lib.train.drawn_check import all_tested, as_cosines, surroundings
 from handclip_lib.train.tiny_eval import accuracy
 from handclip_lib.train.tiny_model import (
@@ -40,7 +40,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def small_pool(persons: int = 8, seed: int = 0) -> pool.Pool:
+def small_pool(persons: int = 8, seed: int = 0) -> tiny_pool.Pool:
     """Pictures of noise and colour that tell their codes: enough to be learnt."""
     rng = np.random.default_rng(seed)
     person = np.repeat(np.arange(persons), 8)
@@ -49,7 +49,7 @@ def small_pool(persons: int = 8, seed: int = 0) -> pool.Pool:
     pixels = rng.integers(0, 80, (len(person), 144, 144, 3), dtype=np.uint8)
     pixels[..., 0] += (100 * (aspect // 2)).astype(np.uint8)[:, None, None]
     pixels[..., 1] += (100 * (aspect % 2)).astype(np.uint8)[:, None, None]
-    return pool.Pool("test", pixels, codes.astype(np.int8), person, aspect)
+    return tiny_pool.Pool("test", pixels, codes.astype(np.int8), person, aspect)
 
 
 # ---------------------------------------------------------------- the weights that ship
@@ -112,21 +112,22 @@ def test_a_shipped_tower_names_the_aspect_of_unseen_persons(folder, strangers):
 
 
 def test_the_pools_persons_are_in_no_data_set():
-    pool.check_disjoint(1000)
+    tiny_pool.check_disjoint(1000)
 
 
 def test_a_shared_person_is_refused(monkeypatch):
-    monkeypatch.setattr(pool, "SET", "drawn")
+    monkeypatch.setattr(tiny_pool, "SET", "drawn")
     with pytest.raises(ValueError, match="also in the drawn data set, seed 0"):
-        pool.check_disjoint(5)
+        tiny_pool.check_disjoint(5)
 
 
 def test_three_persons_in_ten_have_eight_shots_and_all_differ():
-    counts = [len(pool.shots_of(k)) for k in range(1000)]
+    counts = [len(tiny_pool.shots_of(k)) for k in range(1000)]
     assert sum(counts) * 4 == 18_000 and counts.count(8) == 300
-    assert any(worn for k in range(10) for _, worn, _ in pool.shots_of(k)[:3])
+    assert any(worn for k in range(10) for _, worn, _ in tiny_pool.shots_of(k)[:3])
     assert all(
-        len({shot for shot, *_ in pool.shots_of(k)}) == len(pool.shots_of(k)) for k in (0, 5)
+        len({shot for shot, *_ in tiny_pool.shots_of(k)}) == len(tiny_pool.shots_of(k))
+        for k in (0, 5)
     )
 
 
@@ -138,7 +139,7 @@ def test_captions_say_only_what_is_true_and_nothing_of_who_it_is():
         "gender": {"male": ("woman", "female"), "female": (" man", " male")},
     }
     for index in range(60):
-        person = drawn.make_person(drawn.person_seed(pool.SET, 0, index))
+        person = drawn.make_person(drawn.person_seed(tiny_pool.SET, 0, index))
         told = drawn.caption_attributes(person, CHAIN[index % 4], index % 3 == 0, index % 5 == 0)
         row = captions.codes(told)
         for _ in range(10):
@@ -304,7 +305,7 @@ def test_all_persons_are_tested():
 
 
 def test_the_surroundings_keep_no_outline_of_the_hand():
-    person = drawn.make_person(drawn.person_seed(pool.SET, 0, 0))
+    person = drawn.make_person(drawn.person_seed(tiny_pool.SET, 0, 0))
     picture = drawn.draw_hand(person, "palmar_r", 0)
     around = surroundings(Image.fromarray(picture))
     whole = np.asarray(Image.fromarray(picture).resize((20, 15), Image.Resampling.BOX), float)

@@ -24,9 +24,9 @@ from handclip_lib.device import make_fabric
 from handclip_lib.evaluate import protocol
 from handclip_lib.evaluate.embed import embed, retrieval_features
 from handclip_lib.models.clip import Encoder, load_encoder
-from handclip_lib.train.pool import PERSONS, is_deep, open_pool
 from handclip_lib.train.probe import TAUGHT, Setting, train_probe
 from handclip_lib.train.tiny_model import fast_fabric
+from handclip_lib.train.tiny_pool import PERSONS, is_deep, open_pool
 
 _Array = npt.NDArray[np.floating]
 _ELSEWHERE = 1_000_000  # added to the pids of persons under test, see `all_tested`

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.params import cache_dir
-from handclip_lib.train.pool import Pool, is_deep
 from handclip_lib.train.tiny_model import augment
+from handclip_lib.train.tiny_pool import Pool, is_deep
 
 TAUGHT = 300  # persons whose hands the probe learns, at most
 SAVE_EVERY = 60.0  # seconds

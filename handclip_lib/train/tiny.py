@@ -30,7 +30,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from handclip_lib.models.files import save_local_dir
 from handclip_lib.params import ROOT, cache_dir
 from handclip_lib.train.captions import caption, true_of
-from handclip_lib.train.pool import PERSONS, Pool, open_pool
 from handclip_lib.train.tiny_eval import accuracy, report
 from handclip_lib.train.tiny_model import (
     NAMES,
@@ -45,6 +44,7 @@ from handclip_lib.train.tiny_model import (
     fast_fabric,
     shrink,
 )
+from handclip_lib.train.tiny_pool import PERSONS, Pool, open_pool
 
 OUT = ROOT / "handclip_lib" / "models" / "tiny"
 HELD_OUT = 40  # the pool's last persons judge the settings, they never train
