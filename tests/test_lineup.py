@@ -172,7 +172,9 @@ def test_other_runs_are_not_of_this_comparison(told, finished, found):
     assert list(found(p)) == ["zero_shot", "stage1"]
 
 
-def test_one_pre_training_is_of_all_aspects_and_this_ones_own_counts_first(told, finished, found):
+def test_one_pre_training_is_of_all_aspects_and_this_ones_own_counts_first(
+    told, finished, found, table, manifest
+):
     p = told()
     finished(p, "02_stage1", ["stage1"])
     for aspect in ("palmar_l", "palmar_r"):
@@ -183,8 +185,11 @@ def test_one_pre_training_is_of_all_aspects_and_this_ones_own_counts_first(told,
     assert Path(models["moco_v3"].tower.name) == first / "checkpoints" / "moco_v3.pth"
     assert (models["pretrain"].source, models["moco_v3"].losses) == ("08_pretrain", "–")
     assert models["pretrain"].losses == "contrast of views"
-    mine = finished(p, "08_pretrain", ["moco_v3"])
-    assert Path(found(p)["moco_v3"].tower.name) == mine / "checkpoints" / "moco_v3.pth"
+    other = p.model_copy(update={"aspect": "palmar_l"})
+    of_other = {one.name: one for one in lineup.finished_models(other, table, manifest)}
+    assert Path(of_other["moco_v3"].tower.name) == folder.parents[1] / (
+        "palmar_l/08_pretrain/checkpoints/moco_v3.pth"
+    )
 
 
 def test_a_name_that_two_have_is_refused(told, finished, found, encoder, tmp_path):
