@@ -92,14 +92,15 @@ def test_the_other_set_is_tested_as_the_study_is(study, places):
 def test_four_persons_are_enough_where_nobody_trains(study, tmp_path):
     few = toy_chain.squares(tmp_path / "few", first=90, persons=4)
     split = {"select": "persons", "legacy_tree": str(tmp_path / "of_home")}
-    q = toy_chain.told(few, split=split, comparison={"others": {"few": {"root": str(few)}}})
+    other = {"root": str(few), "drawn": {"seed": 1}}  # told apart, but the same photographs
+    q = toy_chain.told(few, split=split, comparison={"others": {"few": other}})
     table = tables.read(q)  # as if it had come with a tree of folders
     assert abroad.places(q, table, table, ())["few"].manifest["pid"].nunique() == 2
 
 
 @pytest.mark.parametrize("name", ["home", "own"])
 def test_a_data_set_has_a_name_of_its_own(study, home, name):
-    more = study.comparison.model_copy(update={"others": {name: {}}})
+    more = study.comparison.model_copy(update={"others": {name: {"root": "elsewhere"}}})
     with pytest.raises(ParamError, match=rf"comparison\.others\.{name}: a test is called that"):
         q = study.model_copy(update={"comparison": more})
         abroad.places(q, home.table, home.manifest, ("own", "all"))
@@ -138,16 +139,16 @@ def test_what_is_lost_is_of_galleries_of_one_size(study, places, queries, there)
     )
 
 
-def test_whoever_was_taught_a_person_there_is_left_out_by_name(study, places, queries, capsys):
+def test_whoever_was_taught_a_person_of_that_data_set_is_left_out_by_name(study, places, queries, capsys):
     place, fabric = places["abroad"], make_fabric(study)
     two = {"home": places["home"], "abroad": place}
     root = Path(place.table.attrs["root"]).resolve()
     knows = replace(OTHER, taught={f"own {root}": [51, 55, 56]})
     found = abroad.answered([FROZEN, knows], two, queries, fabric)["abroad"]
     said = capsys.readouterr().out
-    assert said == "stage1 is left out of abroad: it was taught persons of it: 55, 56\n"
+    assert said == "stage1 is left out of abroad: it was taught persons of it: 51, 55, 56\n"
     assert list(found.scores) == list(found.equal) == ["zero_shot"]
-    assert found.left_out == {"stage1": [55, 56]} and not found.tests  # without its reference
+    assert found.left_out == {"stage1": [51, 55, 56]} and not found.tests  # without its reference
     elsewhere = replace(OTHER, taught={f"own {root.parent}": [55]})
     both = abroad.answered([elsewhere], two, queries, fabric)["abroad"]
     assert list(both.scores) == ["stage1"] and not both.left_out

@@ -145,13 +145,13 @@ def test_some_persons_are_strangers(p, manifest, spaces):
 
 def test_answers_from_other_data_sets_stand_beside_the_scenarios(p, manifest, spaces):
     scores = {"rank1": {"mean": 0.5}}
-    there = {"abroad": There("others", {"m": scores, "n": {}}, {}, {}, 2, {})}
+    there = {"abroad": There("others", "", {"m": scores, "n": {}}, {}, {}, 2, {})}
     found = answers.asked([MODEL], spaces, {"own": manifest}, there, p)
     assert list(found) == ["m"] and list(found["m"]) == ["own", "abroad"]
     space, boots = spaces["m"], (p.evaluation.bootstrap, p.seed)
     assert found["m"]["own"] == evaluate(space.z, list(space.images), manifest, *boots)["own"]
     assert found["m"]["abroad"] == scores
-    away = {"abroad": There("others", {}, {}, {"m": [3]}, 2, {})}
+    away = {"abroad": There("others", "", {}, {}, {"m": [3]}, 2, {})}
     assert list(answers.asked([MODEL], spaces, {"own": manifest}, away, p)["m"]) == ["own"]
 
 

@@ -26,6 +26,7 @@ from handclip_lib.report.spaces import space_of
 from handclip_lib.report.summary import percent
 from handclip_lib.report.sweeps import SHOWN, signed
 from handclip_lib.schema import Params
+from handclip_lib.train.job import persons_taught
 from handclip_lib.train.states import Task
 
 __all__ = [
@@ -54,14 +55,15 @@ NONE = "No other data set was asked for: comparison.others names some."
 class There:
     """What models answered on another data set.
 
-    title: of its photographs; scores: {model: those of the own gallery there}; tests:
-    `paired_tests` there, empty where the reference was left out; left_out: {model: persons tested
-    there whom it was taught}; size: entries of the smaller of the galleries at home and there;
+    title: of its photographs; manifest_sha256: of its queries and galleries; scores: {model: those
+    of the own gallery there}; tests: `paired_tests` there, empty where the reference was left out;
+    left_out: {model: persons of that data set whom it was taught}; size: entries of the smaller of the galleries at home and there;
     equal: {model: {metric: `change` with what it is of, `home` and `there`}}, both in galleries of
     that size.
     """
 
     title: str
+    manifest_sha256: str
     scores: Mapping[str, dict[str, Any]]
     tests: Mapping[str, Mapping[str, Mapping[str, Any]]]
     left_out: Mapping[str, Sequence[int]]
@@ -105,7 +107,8 @@ def answered(
     """{data set: what the models answered there}, HOME not among them.
 
     Each model is searched in the own gallery there, distractors included. One that was taught
-    persons who are tested there is left out, which is printed with them. queries: {model: its
+    persons of that data set, tested or not, is left out, which is printed with them: to it the
+    place is none of others. queries: {model: its
     `per_query` at home, own gallery}.
     """
     own = places[HOME].manifest
@@ -130,6 +133,7 @@ def _there(
     size = min(_smallest(own), _smallest(manifest))
     return There(
         str(place.table.attrs["title"]),
+        splits.sha256(manifest),
         {name: evaluate(z[name], images, manifest, *boots)["own"] for name in z},
         paired_tests(rows, reference, p.seed) if reference in rows else {},
         left_out,
@@ -139,8 +143,8 @@ def _there(
 
 
 def _left_out(models: Sequence[Contender], place: Task) -> dict[str, list[int]]:
-    met = {one.name: one.met(place.table, place.manifest, "query", "gallery") for one in models}
-    found = {model: people for model, people in met.items() if people}
+    taught = {one.name: persons_taught({"taught": one.taught or {}}, place.table) for one in models}
+    found = {model: sorted(people) for model, people in taught.items() if people}
     for model, people in found.items():
         who = ", ".join(listed(people, 10))
         print(f"{model} is left out of {place.name}: it was taught persons of it: {who}")
