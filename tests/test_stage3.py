@@ -694,9 +694,12 @@ def test_learned_texts_know_unseen_photographs_of_their_owners(hands, tmp_path, 
         wrong = manifest.copy()
         order = np.random.default_rng(seed).permutation(len(train))
         wrong.loc[train.index, "pid"] = train["pid"].to_numpy()[order]
+        owners = pd.Series(wrong["pid"].to_numpy(), wrong["image"])
+        owners = hands["image"].map(owners[train["image"]]).fillna(hands["pid"]).astype(int)
         folder = tmp_path / str(seed)
         learned = stages.stage3a(p, None, hands, manifest, folder / "right")
-        shuffled = stages.stage3a(p, None, hands, wrong, folder / "wrong")
+        others = hands.assign(pid=owners)
+        shuffled = stages.stage3a(p, None, others, wrong, folder / "wrong")
         assert learned.pids == shuffled.pids
         encoder = study_encoder(p)
         store = open_store(hands, encoder.preprocess)
