@@ -139,7 +139,7 @@ def test_what_is_lost_is_of_galleries_of_one_size(study, places, queries, there)
     )
 
 
-def test_whoever_was_taught_a_person_of_that_data_set_is_left_out_by_name(study, places, queries, capsys):
+def test_whoever_was_taught_a_person_there_is_left_out_by_name(study, places, queries, capsys):
     place, fabric = places["abroad"], make_fabric(study)
     two = {"home": places["home"], "abroad": place}
     root = Path(place.table.attrs["root"]).resolve()

@@ -161,11 +161,20 @@ def test_a_chains_splits_are_those_it_is_compared_by(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plan.splits, "manifest_for", watched)
     published = load("dorsal_r", "smoke", overrides={"split.mode": "published"})
-    for name in ("00_good", "05_sequential_chain", "08_pretrain"):
+    for name in ("00_good", "05_sequential_chain"):
         folder = _finished(tmp_path, name)
         one = plan.Task(folder / f"{name}.ipynb", published)
         plan._same_data(one, plan.tables.read(None))
-    assert seen == ["published", "person_disjoint", "published"]
+    assert seen == ["published", "person_disjoint"]
+
+
+def test_pre_training_of_other_photographs_is_done_again(monkeypatch):
+    """Those of other aspects, and with accessories, are in no manifest of the aspect."""
+    monkeypatch.setattr(plan, "pretrain_manifest", lambda p, table: table)
+    monkeypatch.setattr(plan.splits, "sha256", str)
+    facts = {"moco_v3": {"manifest_sha256": "now"}, "supcon": {"manifest_sha256": "now"}}
+    assert plan._same_pool(facts, load("dorsal_r", "smoke"), "now")
+    assert not plan._same_pool(facts, load("dorsal_r", "smoke"), "then")
 
 
 def test_what_is_named_twice_is_planned_once():

@@ -57,9 +57,9 @@ class There:
 
     title: of its photographs; manifest_sha256: of its queries and galleries; scores: {model: those
     of the own gallery there}; tests: `paired_tests` there, empty where the reference was left out;
-    left_out: {model: persons of that data set whom it was taught}; size: entries of the smaller of the galleries at home and there;
-    equal: {model: {metric: `change` with what it is of, `home` and `there`}}, both in galleries of
-    that size.
+    left_out: {model: persons of that data set whom it was taught}; size: entries of the smaller of
+    the galleries at home and there; equal: {model: {metric: `change` with what it is of, `home` and
+    `there`}}, both in galleries of that size.
     """
 
     title: str

@@ -7,6 +7,7 @@ library and manifest, unless what it took from another run is to be made again.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,6 +19,7 @@ from handclip_lib.report.notebook import find_notebook
 from handclip_lib.report.runs import differences, read_json, run_folder
 from handclip_lib.report.stamp import library_sha256
 from handclip_lib.schema import Params
+from handclip_lib.train.pretrain import pretrain_manifest
 from handclip_lib.train.states import in_chain
 
 _FIRST = "00_splits"  # seconds, and it says what is wrong with the data
@@ -211,7 +213,15 @@ def _digest(task: Task, table: pd.DataFrame) -> str | None:
 
 
 def _same_data(task: Task, table: pd.DataFrame) -> bool:
-    saved: Mapping[str, object] = read_json(task.folder / "metrics.json")
+    saved: Mapping[str, Any] = read_json(task.folder / "metrics.json")
     if saved["data"] != table.attrs["title"]:
         return False
-    return saved["manifest_sha256"] in (None, _digest(task, table))
+    if saved["manifest_sha256"] not in (None, _digest(task, table)):
+        return False
+    return task.notebook.stem != _PRETRAIN or _same_pool(saved["training"], task.params, table)
+
+
+def _same_pool(trained: Mapping[str, Any], p: Params, table: pd.DataFrame) -> bool:
+    """Whether pre-training was shown what it would be shown today, of all aspects."""
+    today = splits.sha256(pretrain_manifest(p, table))  # there is one: it was taught
+    return all(facts["manifest_sha256"] == today for facts in trained.values())

@@ -71,8 +71,8 @@ def pretrain(
     run goes on; what is there, made by the same parameters, data and code, is taken. It runs on
     one device, whatever `p.device.devices` says.
     facts: those of a stage, and `alpha`, `held` ({alpha: mAP of held-out persons}, empty without
-    any), `labelled` (persons), `queue` (keys). Interpolation: Wortsman et al. 2022,
-    arXiv:2109.01903.
+    any), `labelled` (persons), `queue` (keys), `manifest_sha256`. Interpolation: Wortsman et al.
+    2022, arXiv:2109.01903.
     """
     check_pool(p, table, manifest)
     return train(_job(p, name, settings, table, manifest, folder), partial(fit_views, settings))

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from handclip_lib.data import splits
 from handclip_lib.data.augment import Augmenter
 from handclip_lib.data.samplers import make_sampler
 from handclip_lib.device import seed_step
@@ -54,6 +55,7 @@ def fit_views(settings: Pretrain, job: Job[Training], key: str) -> Fitted:
         "held": held,
         "labelled": len(set(data.pids[(labels >= 0).cpu().numpy()])),
         "queue": queue,
+        "manifest_sha256": splits.sha256(job.manifest),
     }
     return history, facts, {}
 
