@@ -139,8 +139,6 @@ def other_data(p: Params) -> dict[str, Params]:
             raise ParamError(f"{where}.aspect: unknown '{aspect}'{did_you_mean(aspect, ASPECTS)}")
         own = {key: value for key, value in told.items() if key != "aspect"}
         data = _laid(p.data, own, where)
-        if data == p.data:
-            raise ParamError(f"{where}: these are the study's own data; say data.root or what else")
         found[name] = p.model_copy(update={"data": data, "aspect": aspect})
     return found
 

@@ -106,6 +106,12 @@ def test_a_data_set_has_a_name_of_its_own(study, home, name):
         abroad.places(q, home.table, home.manifest, ("own", "all"))
 
 
+def test_a_study_is_no_other_data_set_of_its_own(study, home):
+    more = study.comparison.model_copy(update={"others": {"palms": {"aspect": "palmar_r"}}})
+    with pytest.raises(ParamError, match=r"comparison\.others\.palms: these are the study's own"):
+        abroad.places(study.model_copy(update={"comparison": more}), home.table, home.manifest, ())
+
+
 def test_models_are_searched_in_the_gallery_there(study, places, there):
     fabric = make_fabric(study)
     assert list(there) == ["abroad", "left"]

@@ -643,9 +643,3 @@ def test_a_branch_told_in_part_keeps_its_stages_defaults():
     told = params.load(overrides={"stage2.sampler.images": 2}).stage2.sampler
     assert (told.type, told.images) == ("pk", 2)
     assert params.load(overrides={"stage1.sampler.images": 2}).stage1.sampler.type == "shuffle"
-
-
-def test_a_study_is_no_other_data_set_of_its_own():
-    own = {"comparison": {"others": {"palms": {"aspect": "palmar_r"}}}}
-    with pytest.raises(ParamError, match=r"comparison\.others\.palms: these are the study's own"):
-        load(overrides=own)

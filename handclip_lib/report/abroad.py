@@ -78,12 +78,14 @@ def places(
 
     table, manifest: the study's own, whole. Of another data set only queries and own galleries
     are taken, in the study's protocol; nobody is held out there, since nothing is chosen there.
-    taken: names of further tests; ParamError where a data set has one of them.
+    taken: names of further tests; ParamError where a data set has one of them, or is the study's.
     """
     found = {HOME: Task(HOME, p, table, manifest)}
     for name, there in other_data(p).items():
         if name in (HOME, *taken):
             raise ParamError(f"comparison.others.{name}: a test is called that already; rename it")
+        if there.data == p.data:
+            raise ParamError(f"comparison.others.{name}: these are the study's own photographs")
         split = there.split.model_copy(update={"select": "none", "legacy_tree": ""})
         there = there.model_copy(update={"split": split})
         photographs = tables.read(there)
