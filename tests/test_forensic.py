@@ -75,6 +75,14 @@ def test_det_lines_are_straight_for_gaussian_scores_and_meet_their_eer():
     assert low < 0.01 and high == pytest.approx(0.6)
 
 
+def test_det_of_hardly_any_errors_keeps_its_axes_and_shows_the_equal_error_rate():
+    similarity = [0.9, 0.8, 0.7, *np.linspace(0, 0.72, 60)]
+    few = verification_metrics(similarity, [True] * 3 + [False] * 60)
+    fig = forensic.det({"few": few, "perfect": PERFECT}, "Title")
+    low, high = norm.cdf(fig.axes[0].get_xlim())
+    assert low < few["eer"] < 0.05 and high == pytest.approx(0.6)
+
+
 @pytest.mark.parametrize("name", ["det", "roc", "open set"])
 def test_models_keep_their_colours_and_weak_parts_are_faint(name):
     fig = FIGURES[name]()

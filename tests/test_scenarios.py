@@ -29,6 +29,7 @@ from handclip_lib.evaluate.scenarios import (
     person_level,
     scenarios,
 )
+from handclip_lib.report import groups
 
 RIGHT, LEFT = "dorsal_r", "dorsal_l"
 
@@ -390,6 +391,9 @@ def test_the_worst_pairs_of_identities():
     assert list(found["share"]) == [0.5, 1.0, 0.25]
     assert found["similarity"].tolist() == pytest.approx([0.6, 0.5, 0.8])
     assert len(confused(lists, 1)) == 1
+    assert list(groups.confusions(found)["the same person's other hand"]) == ["no", "yes", "no"]
+    nobody = groups.confusions(confused(lists[lists["correct"]]))
+    assert nobody.to_numpy().tolist() == [["nobody: each query found its person first"]]
 
 
 def test_confused_reads_ranked_lists(table, manifests):

@@ -36,7 +36,7 @@ def det(models: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
     (Martin et al. 1997). Faint where fewer than 30 false matches are to be expected.
     """
     fig, axes = canvas(title, size=(7.0, 5.6))
-    ax, seen = axes[0, 0], [0.5]
+    ax, seen = axes[0, 0], [0.05]
     for i, (name, told) in enumerate(models.items()):
         fmr, fnmr = told["fmr"], told["fnmr"]
         inside = (fmr > 0) & (fmr < 1) & (fnmr > 0) & (fnmr < 1)
@@ -46,6 +46,7 @@ def det(models: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
         shown = inside & (fmr >= RULE_OF_30 / told["n_impostor"]) & (np.maximum(fmr, fnmr) < 0.6)
         seen += [*fmr[shown], *fnmr[shown]]
         if 0 < told["eer"] < 1:
+            seen.append(told["eer"])
             at = norm.ppf(told["eer"])
             ax.plot(at, at, "o", color=style["color"], markersize=6, markeredgecolor="white")
     low = max(t for t in _TICKS if t <= max(min(seen), _TICKS[0]))

@@ -160,6 +160,8 @@ def error_table(errors: Mapping[str, Any]) -> pd.DataFrame:
 
 def confusions(pairs: pd.DataFrame) -> pd.DataFrame:
     """`evaluate.measures.confused` for readers: who is taken for whom, and how often."""
+    if pairs.empty:
+        return pd.DataFrame({"taken for another": ["nobody: each query found its person first"]})
     told = {
         "asked for": pairs["pid"],
         "found": pairs["found"],
