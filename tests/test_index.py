@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -107,6 +108,12 @@ def _models(page):
 
 def _percent(mean, low, high):
     return f"{100 * mean:.1f}|{100 * low:.1f}–{100 * high:.1f}"
+
+
+def test_a_link_leads_to_its_file_whatever_it_is_called(tmp_path):
+    name = '50 % & more#1/"what"?.html'
+    assert unquote(index_runs.href(tmp_path / name, tmp_path)) == name
+    assert not set(index_runs.href(tmp_path / name, tmp_path)) & set('#?"&<')
 
 
 def test_index_shows_the_numbers_of_the_files(reports):

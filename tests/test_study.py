@@ -348,13 +348,14 @@ def _change(notebook_file):
     notebook_file.write_text(json.dumps(told))
 
 
-def test_ctrl_c_ends_the_children(tmp_path):
+def test_ctrl_c_ends_the_children_and_shows_what_was_done(tmp_path, reports):
     alive = tmp_path / "pid"
     source = f"import os, time\nopen({str(alive)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
-    path = notebook(tmp_path, "00_long", source)
+    paths = [notebook(tmp_path, "00_good", SAVE), notebook(tmp_path, "01_long", source)]
+    good = reports / "smoke/seed0/dorsal_r/00_good"
 
     def stop():
-        while not (alive.is_file() and alive.read_text()):
+        while not (alive.is_file() and alive.read_text() and (good / "report.html").is_file()):
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -363,10 +364,11 @@ def test_ctrl_c_ends_the_children(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' `&` ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
-            study.run_study("smoke", [path], ["dorsal_r"])
+            study.run_study("smoke", paths, ["dorsal_r"], jobs=2)
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 120
+    assert (reports / "smoke/index.html").is_file()
     for _ in range(100):
         if not _is_alive(int(alive.read_text())):
             return

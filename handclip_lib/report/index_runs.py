@@ -5,6 +5,7 @@ import html
 import io
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -161,4 +162,4 @@ def _words(path: Path) -> str:
 
 def href(path: Path, root: Path) -> str:
     """A file of the study as its page links to it."""
-    return html.escape(Path(os.path.relpath(path, root)).as_posix())
+    return quote(Path(os.path.relpath(path, root)).as_posix())

@@ -47,9 +47,11 @@ def run_study(
     how = _how(executor, gpus, jobs, first, each, estimate.widest(before))
     if dry_run:
         return _tell(todo, before, how.jobs or max(1, len(todo)))
-    failed = _run(todo, before, how, _portable(study)) if todo else []
-    if any((task.folder / "metrics.json").is_file() for task in tasks):
-        print(f"index: {write_index(first)}")
+    try:
+        failed = _run(todo, before, how, _portable(study)) if todo else []
+    finally:  # what was done before Ctrl-C is shown, too
+        if any((task.folder / "metrics.json").is_file() for task in tasks):
+            print(f"index: {write_index(first)}")
     if failed:
         print(f"{len(failed)} of {len(todo)} runs failed:")
         for task in failed:
