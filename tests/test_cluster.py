@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +20,7 @@ import yaml
 from toy_study import notebook
 
 from handclip_lib.params import ROOT, ParamError, load
-from handclip_lib.report import estimate, plan, study, workflow
-from handclip_lib.report.node import gpus
+from handclip_lib.report import estimate, node, plan, study, workflow
 from handclip_lib.report.runs import open_run
 from handclip_lib.train.history import read_history, write_history
 
@@ -161,6 +162,31 @@ def test_a_gpu_is_waited_for_and_is_free_after_a_kill(tmp_path):
         child.stdout.close()
 
 
+def test_a_gpu_stays_taken_while_a_run_lives_whose_caller_was_killed(tmp_path):
+    alive, plan = tmp_path / "pid", tmp_path / "plan.json"
+    code = f"import os, time; open({str(alive)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    run = {"folder": str(tmp_path), "gpu": 1, "command": [sys.executable, "-c", code]}
+    told = {"runs": {"a": run}, "gpus": ["0"], "locks": str(tmp_path / "locks")}
+    plan.write_text(json.dumps(told))
+    (tmp_path / "runs").mkdir()
+    caller = subprocess.Popen([sys.executable, node.__file__, str(plan), "a", "1"])
+    for _ in range(200):
+        if alive.is_file() and alive.read_text():
+            break
+        time.sleep(0.1)
+    caller.kill()
+    caller.wait()
+    host = socket.gethostname()
+    assert not node._free(["0"], 1, tmp_path / "locks", host), "its run still computes there"
+    os.kill(int(alive.read_text()), signal.SIGKILL)
+    for _ in range(100):
+        if held := node._free(["0"], 1, tmp_path / "locks", host):
+            break
+        time.sleep(0.1)
+    assert list(held) == ["0"]
+    os.close(held["0"])
+
+
 def test_gpus_and_profiles_that_are_not_there(tmp_path, monkeypatch):
     path = notebook(tmp_path, "11_a", "1")
     for asked, words in (
@@ -188,7 +214,7 @@ def test_a_run_of_several_gpus_has_them_all(tmp_path, monkeypatch):
     assert workflow.gpus_of(p) == 2
     with pytest.raises(ParamError, match="a run takes 2 GPUs, and there are 1"):
         study._how("local", "0", None, p, 2, 4)
-    with gpus(["0", "1", "2"], 2, tmp_path) as mine:
+    with node.gpus(["0", "1", "2"], 2, tmp_path) as mine:
         assert list(mine) == ["0", "1"]
 
 

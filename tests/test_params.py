@@ -347,21 +347,18 @@ def test_paths_start_at_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert params.cache_dir() == tmp_path / "cache"
 
 
-# Fields of these branches may wait for the notebook that needs them, and no longer.
-WAITING = {"stage3a": "04_*.ipynb", "stage3b": "04_*.ipynb"}
-
-
 def test_every_field_is_read() -> None:
-    sources = list(_sources())
+    mentions: dict[str, list[list[ast.AST]]] = {}
+    for tree in _sources():
+        for name in {part.attr for part in tree if isinstance(part, ast.Attribute)}:
+            mentions.setdefault(name, []).append(tree)
     dead = [
         f"{branch}.{field}".lstrip(".")
         for branch, nodes, field in [*_fields(Params, ""), *_fields(LossSpec, "spec")]
-        if not any(_reads(tree, branch, node, field) for node in nodes for tree in sources)
+        if not any(
+            _reads(tree, branch, node, field) for node in nodes for tree in mentions.get(field, ())
+        )
     ]
-    waiting = {
-        key for key, file in WAITING.items() if not any((params.ROOT / "notebooks").glob(file))
-    }
-    dead = [path for path in dead if path.split(".")[0] not in waiting]
     assert not dead, f"no module reads {', '.join(dead)}: remove the field, or use it"
 
 
