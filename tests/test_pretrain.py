@@ -368,7 +368,7 @@ def run_folder(reports: Path, aspect: str, notebook: str, tag: str = "") -> Path
     return reports / "squares" / "seed0" / aspect / notebook / tag
 
 
-def test_stage_1_starts_from_it_and_one_serves_all_aspects(table, tmp_path, capsys):
+def test_stage_1_starts_from_it_and_one_serves_all_aspects(table, tmp_path, capsys, monkeypatch):
     made = {}
     for aspect in ASPECTS:
         stage1 = STUDY["stage1"] | {"pretrain": "moco_v3"}
@@ -382,12 +382,19 @@ def test_stage_1_starts_from_it_and_one_serves_all_aspects(table, tmp_path, caps
     held = read_checkpoint(files[0])
     for trained in made.values():
         assert read_checkpoint(trained.checkpoint)["parent"] == held["sha256"]
+        assert trained.facts["pretrained_on"] == held["facts"]["manifest_sha256"]
     plain = told(tmp_path, pretrain={"epochs": 1})
     folders = [run_folder(tmp_path, "dorsal_r", "02_stage1", tag) for tag in ("moco", "")]
     manifest = manifest_for(p := p.model_copy(update={"aspect": "dorsal_r"}), table)
     assert stages.stage1_weights(p, table, manifest, folders).parent.parent == folders[0]
     other = stages.stage1_weights(plain, table, manifest, folders)
     assert other.parent.parent == folders[1], "stage 1 without it is another training"
+    for path, told_on in ((made["dorsal_r"].checkpoint, True), (other, False)):
+        second = stages.stage2(p, "ce", p.stage2, path, table, manifest, tmp_path / str(told_on))
+        assert ("pretrained_on" in second.facts) == told_on
+    monkeypatch.setattr(job.Job, "pretrained_on", "others, from whom nothing was kept")
+    again = stages.stage1_weights(p, table, manifest, folders)
+    assert read_checkpoint(again)["facts"]["pretrained_on"].startswith("others")
 
 
 def test_what_another_aspects_run_left_is_found_and_other_settings_are_not(table, tmp_path):

@@ -189,19 +189,28 @@ def shown(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_pre_training_of_other_photographs_is_done_again(shown, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("08_pretrain", "manifest_sha256"),
+        ("02_stage1", "pretrained_on"),
+        ("03_stage2_losses", "pretrained_on"),
+    ],
+)
+def test_what_learnt_from_other_photographs_is_done_again(shown, monkeypatch, name, key):
     """Those of other aspects, and with accessories, are in no manifest of the aspect."""
-    p, name = load("dorsal_r", "smoke"), "08_pretrain"
+    p = load("dorsal_r", "smoke")
     monkeypatch.setattr(plan, "pretrain_manifest", lambda p, table: pd.DataFrame({"of": ["now"]}))
     for digest in ("now", "then"):
-        facts = {"moco_v3": {"manifest_sha256": "now"}, "supcon": {"manifest_sha256": digest}}
+        facts = {"one": {key: "now"}, "two": {key: digest}}
         assert _same(shown, name, {"training": facts}, p) == (digest == "now")
 
     def nobody(p, table):
         raise plan.SplitError("nobody is left to learn from")
 
     monkeypatch.setattr(plan, "pretrain_manifest", nobody)
-    assert not _same(shown, name, {"training": {"moco_v3": {"manifest_sha256": "now"}}}, p)
+    assert not _same(shown, name, {"training": {"one": {key: "now"}}}, p)
+    assert _same(shown, name, {"training": {"one": {}}}, p), "it never asked for any"
 
 
 def test_models_that_were_asked_of_other_photographs_elsewhere_are_asked_again(shown):

@@ -224,9 +224,11 @@ def _shown(
     if saved["manifest_sha256"] is not None:
         own = in_chain(p) if task.notebook.stem == _CHAIN else p
         yield saved["manifest_sha256"], splits.manifest_for(own, table)
-    if task.notebook.stem == _PRETRAIN:  # of all aspects
-        pool = pretrain_manifest(p, table)
-        yield from ((facts["manifest_sha256"], pool) for facts in saved["training"].values())
+    name = "manifest_sha256" if task.notebook.stem == _PRETRAIN else "pretrained_on"
+    pools = {facts[name] for facts in saved.get("training", {}).values() if name in facts}
+    if pools:
+        today = pretrain_manifest(p, table)
+        yield from ((pool, today) for pool in pools)
     if elsewhere := saved.get("abroad"):
-        today = places(p, table, table, ())
-        yield from ((told["manifest_sha256"], today[n].manifest) for n, told in elsewhere.items())
+        found = places(p, table, table, ())
+        yield from ((told["manifest_sha256"], found[n].manifest) for n, told in elsewhere.items())

@@ -53,6 +53,8 @@ def train(
         if fitted is None:
             fitted = _fitted if job.p.device.devices == 1 else _fitted_in_ranks
         history, facts, heads = fitted(job, key)
+        if job.pretrained_on:
+            facts["pretrained_on"] = job.pretrained_on
         params = job.p.model_dump(mode="json")
         more = {"facts": facts, "taught": taught, "heads": heads}
         if job.guide is not None:
