@@ -185,13 +185,13 @@ def _blend(
     visual = job.encoder.visual
     visual.load_state_dict(soup.interpolate(start, end, alpha))
     if not settings.freeze_bn and 0 < alpha < 1:
-        soup.reestimate_bn(visual, _batches(job, data))
+        soup.reestimate_bn(visual, _batches(settings, job, data))
 
 
-def _batches(job: Job[Training], data: Pictures) -> Iterator[torch.Tensor]:
-    """Normalised training photographs, all aspects mixed, in batches of one size."""
+def _batches(settings: Pretrain, job: Job[Training], data: Pictures) -> Iterator[torch.Tensor]:
+    """Normalised training photographs, all aspects mixed, in batches of the training's size."""
     order = np.random.default_rng(job.p.seed).permutation(len(data.images))
-    size = min(job.p.evaluation.batch_size, len(order))
+    size = min(settings.batch_size, len(order))
     for i in range(0, len(order) - size + 1, size):
         at = torch.from_numpy(order[i : i + size]).to(data.pixels.device)
         yield job.encoder.preprocess.normalise(data.pixels[at])
