@@ -334,13 +334,16 @@ def test_patience_ends_a_training_that_held_out_persons_do_not_like(table, tmp_p
     assert len(made.history) == 3 and made.facts["chosen_epoch"] == 1
 
 
-def test_without_held_out_persons_the_last_weights_and_a_fixed_share(table, tmp_path, capsys):
+@pytest.mark.parametrize(("shares", "kept"), [([0, 0.4, 1], 0.5), ([1], 1), ([0.3], 0.3)])
+def test_without_held_out_persons_the_last_weights_and_a_fixed_share(
+    table, tmp_path, capsys, shares, kept
+):
     nobody = {"mode": "person_disjoint", "select": "none", "draws": 2}
-    p = told(tmp_path, split=nobody, pretrain={"epochs": 2})
+    p = told(tmp_path, split=nobody, pretrain={"epochs": 2, "wise_ft": shares})
     made = learn(p, table, tmp_path / "a")
-    assert (made.facts["alpha"], made.facts["held"], made.facts["selected_by"]) == (0.5, {}, "")
+    assert (made.facts["alpha"], made.facts["held"], made.facts["selected_by"]) == (kept, {}, "")
     assert made.facts["chosen_epoch"] == 2
-    assert "nobody is held out to choose alpha: 0.5" in capsys.readouterr().out
+    assert f"nobody is held out to choose alpha: {kept} of" in capsys.readouterr().out
 
 
 def test_batchnorms_that_learn_take_their_statistics_anew_between_the_ends(

@@ -156,11 +156,11 @@ def _kept(
 ) -> tuple[float, dict[str, float]]:
     """Fill the tower between start and end; the share of the end, and the scores it is chosen by.
 
-    judge: None where nobody is held out: `soup.UNCHOSEN` is taken then.
+    judge: None where nobody is held out: `soup.UNCHOSEN` is taken then, or the one share there is.
     """
     end, held = _copied(job.encoder.visual), dict[str, float]()
     if judge is None:
-        alpha = soup.UNCHOSEN
+        alpha = soup.UNCHOSEN if len(settings.wise_ft) > 1 else settings.wise_ft[0]
         print(f"{job.name}: nobody is held out to choose alpha: {alpha:g} of the end is kept")
     else:
         for share in settings.wise_ft:
