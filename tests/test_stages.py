@@ -17,8 +17,8 @@ from handclip_lib.losses import build_loss
 from handclip_lib.params import load
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import LossSpec, Stage2
-from handclip_lib.train import learner as learners
 from handclip_lib.train import job, selection, stages, training
+from handclip_lib.train import learner as learners
 from handclip_lib.train.job import study_encoder
 from handclip_lib.train.selection import held_manifest
 
