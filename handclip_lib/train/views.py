@@ -21,7 +21,7 @@ from handclip_lib.train.job import Job
 from handclip_lib.train.learner import Learner, Pictures, pictures
 from handclip_lib.train.optim import make_optimizer, open_layers
 from handclip_lib.train.selection import SELECT, scorer
-from handclip_lib.train.training import Fitted
+from handclip_lib.train.training import Fitted, facts_of
 
 Judge = Callable[[], dict[str, float]]  # scores of the job's encoder as it is
 
@@ -39,18 +39,10 @@ def fit_views(settings: Pretrain, job: Job[Training], key: str) -> Fitted:
     recipe = replace(recipe, validate=lambda _: judge(), select=select, key=key)
     history = fit(recipe, settings, job.fabric, job.folder)
     recipe.begin_epoch(len(history))  # what was open in the end
-    trained = sum(w.numel() for w in recipe.learner.parameters() if w.requires_grad)
+    learnt = sum(w.numel() for w in recipe.learner.parameters() if w.requires_grad)
     alpha, held = _kept(settings, job, start, data, judge if select else None)
-    facts = {
-        "images": len(data.images),
+    facts = facts_of(job, data, history, select, learnt) | {
         "shown_again": len(data.images),  # each by a second view
-        "persons": len(set(data.pids)),
-        "identities": len(job.classes),
-        "epochs": len(history),
-        "chosen_epoch": history.attrs["chosen_epoch"],
-        "seconds": round(history.attrs["seconds"], 2),
-        "selected_by": select,
-        "trained_parameters": trained,
         "alpha": alpha,
         "held": held,
         "labelled": len(set(data.pids[(labels >= 0).cpu().numpy()])),
