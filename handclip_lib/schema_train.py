@@ -136,7 +136,7 @@ class Pretrain(Training):
     temperature: Rate = 0.2
     labelled: Share = 0.0  # of the persons, whose images of an identity are positives
     # Kept is start + alpha · (end - start), with what held-out training persons prefer of these;
-    # half of it where nobody is held out
+    # where nobody is held out with 0.5, or with the one that is named alone
     wise_ft: tuple[Share, ...] = (0, 0.2, 0.4, 0.6, 0.8, 1)
     # By name: files of params/pretrain/, or what differs from these settings, written here
     variants: dict[str, dict[str, Any]] = {}

@@ -294,10 +294,10 @@ def _planted(of: dict[str, int]) -> Callable[..., np.ndarray]:
 
 
 @pytest.mark.parametrize(("held", "tested"), [(1, 0), (1, 2), (0, 2)])
-def test_held_out_persons_alone_choose_alpha(held, tested, p, tasks, plain, tmp_path, monkeypatch):
+def test_held_out_persons_alone_choose_alpha(held, tested, p, tasks, plain, monkeypatch):
     monkeypatch.setattr(blends, "unit_features", _planted({"held": held, "tested": tested}))
     three = p.model_copy(update={"chain": p.chain.model_copy(update={"wise_ft": (0.0, 0.5, 1.0)})})
-    _, sweep = blends.wise_ft(three, tasks, plain.states[:2], tmp_path, make_fabric(p))
+    sweep = blends.sweep(three, tasks, plain.states[1].file, make_fabric(p))
     assert sweep.alpha == (0.0, 0.5, 1.0)[held] and "held-out" in sweep.how
     best = max(sweep.answers, key=lambda a: sum(f["ap"].mean() for f in sweep.answers[a].values()))
     assert best == ("0", "0.5", "1")[tested], "what the test would have chosen"

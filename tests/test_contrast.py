@@ -90,7 +90,7 @@ def test_moco_v2_equals_a_loop_over_a_queue():
         assert got == pytest.approx(float(np.mean(told)), rel=1e-4, abs=1e-6), step
         remembered.extend(k)
         with torch.no_grad():
-            made.projector[0].weight.mul_(1.05)  # the copy has something to follow
+            made.heads[0][0].weight.mul_(1.05)  # the copy has something to follow
 
 
 def test_supcon_equals_a_loop_and_the_library():
@@ -138,11 +138,11 @@ def test_the_order_of_a_batch_is_nothing_to_it_and_duplicates_are_finite():
 def test_the_copy_follows_by_its_momentum():
     made = learner(momentum=(0.9, 1.0), steps=4)
     assert made.followers is not None
-    pairs = [(n, made.get_submodule(n)) for n in ("visual", "projector")]
+    pairs = [("visual", made.visual), ("projector", made.heads[0])]
     held = {(n, k): v.detach().numpy().copy() for n, m in pairs for k, v in m.named_parameters()}
     for step in range(3):
         with torch.no_grad():
-            for weight in (*made.visual.parameters(), *made.projector.parameters()):
+            for weight in (*made.visual.parameters(), *made.heads[0].parameters()):
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
         share = 1 - 0.1 * (1 + math.cos(math.pi * step / 4)) / 2
         made(*views(), ROWS, NOBODY)
@@ -173,7 +173,7 @@ def test_keys_get_no_gradient(queue: int):
         assert not weight.requires_grad and weight.grad is None
     assert not made._keys(views()[0].requires_grad_()).requires_grad
     assert not made.queue.requires_grad
-    assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in made.projector.parameters())
+    assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in made.heads.parameters())
     asking = {n for n, w in made.named_parameters() if w.requires_grad}
     assert not any(name.startswith("followers") for name in asking)
 

@@ -334,20 +334,24 @@ def test_patience_ends_a_training_that_held_out_persons_do_not_like(table, tmp_p
     assert len(made.history) == 3 and made.facts["chosen_epoch"] == 1
 
 
-def test_without_held_out_persons_the_last_weights_and_a_fixed_share(table, tmp_path, capsys):
+@pytest.mark.parametrize(("shares", "kept"), [([0, 0.4, 1], 0.5), ([1], 1), ([0.3], 0.3)])
+def test_without_held_out_persons_the_last_weights_and_a_fixed_share(
+    table, tmp_path, capsys, shares, kept
+):
     nobody = {"mode": "person_disjoint", "select": "none", "draws": 2}
-    p = told(tmp_path, split=nobody, pretrain={"epochs": 2})
+    p = told(tmp_path, split=nobody, pretrain={"epochs": 2, "wise_ft": shares})
     made = learn(p, table, tmp_path / "a")
-    assert (made.facts["alpha"], made.facts["held"], made.facts["selected_by"]) == (0.5, {}, "")
+    assert (made.facts["alpha"], made.facts["held"], made.facts["selected_by"]) == (kept, {}, "")
     assert made.facts["chosen_epoch"] == 2
-    assert "nobody is held out to choose alpha: 0.5" in capsys.readouterr().out
+    assert f"nobody is held out to choose alpha: {kept} of" in capsys.readouterr().out
 
 
 def test_batchnorms_that_learn_take_their_statistics_anew_between_the_ends(
     table, tmp_path, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(views.soup, "reestimate_bn", lambda visual, b: asked.append(len(list(b))))
+    sizes = lambda visual, batches: asked.append([len(b) for b in batches])  # noqa: E731
+    monkeypatch.setattr(views.soup, "reestimate_bn", sizes)
     tower = {"name": "toy-rn", "pretrained": "random"}
     for frozen in (True, False):
         own = {"epochs": 1, "freeze_bn": frozen, "wise_ft": [0, 0.5, 1]}
@@ -358,7 +362,8 @@ def test_batchnorms_that_learn_take_their_statistics_anew_between_the_ends(
         if frozen:
             assert still and not asked
         else:
-            assert len(asked) == 1 + (made.facts["alpha"] == 0.5) and asked[0] >= 1
+            assert len(asked) == 1 + (made.facts["alpha"] == 0.5)
+            assert set(asked[0]) == {p.pretrain.batch_size} != {p.evaluation.batch_size}
 
 
 # -- stage 1 from it ------------------------------------------------------------------------------
@@ -368,7 +373,7 @@ def run_folder(reports: Path, aspect: str, notebook: str, tag: str = "") -> Path
     return reports / "squares" / "seed0" / aspect / notebook / tag
 
 
-def test_stage_1_starts_from_it_and_one_serves_all_aspects(table, tmp_path, capsys):
+def test_stage_1_starts_from_it_and_one_serves_all_aspects(table, tmp_path, capsys, monkeypatch):
     made = {}
     for aspect in ASPECTS:
         stage1 = STUDY["stage1"] | {"pretrain": "moco_v3"}
@@ -382,12 +387,19 @@ def test_stage_1_starts_from_it_and_one_serves_all_aspects(table, tmp_path, caps
     held = read_checkpoint(files[0])
     for trained in made.values():
         assert read_checkpoint(trained.checkpoint)["parent"] == held["sha256"]
+        assert trained.facts["pretrained_on"] == held["facts"]["manifest_sha256"]
     plain = told(tmp_path, pretrain={"epochs": 1})
     folders = [run_folder(tmp_path, "dorsal_r", "02_stage1", tag) for tag in ("moco", "")]
     manifest = manifest_for(p := p.model_copy(update={"aspect": "dorsal_r"}), table)
     assert stages.stage1_weights(p, table, manifest, folders).parent.parent == folders[0]
     other = stages.stage1_weights(plain, table, manifest, folders)
     assert other.parent.parent == folders[1], "stage 1 without it is another training"
+    for path, told_on in ((made["dorsal_r"].checkpoint, True), (other, False)):
+        second = stages.stage2(p, "ce", p.stage2, path, table, manifest, tmp_path / str(told_on))
+        assert ("pretrained_on" in second.facts) == told_on
+    monkeypatch.setattr(job.Job, "pretrained_on", "others, from whom nothing was kept")
+    again = stages.stage1_weights(p, table, manifest, folders)
+    assert read_checkpoint(again)["facts"]["pretrained_on"].startswith("others")
 
 
 def test_what_another_aspects_run_left_is_found_and_other_settings_are_not(table, tmp_path):

@@ -149,6 +149,19 @@ def test_what_could_not_be_spoiled_counts_at_no_level(manifest):
     assert levels[0]["map"]["mean"] == pytest.approx(mean)
 
 
+def test_a_hand_is_found_in_a_share_of_the_photographs_that_count(manifest):
+    """One that could not be spoiled is not among them, nor does one count for each draw."""
+    space, asked = drawn(manifest), robustness.asked(manifest, 3)
+    names = asked.loc[asked["split"] == "query", "image"].unique().tolist()
+    frames = {}
+    for at, (some, lost) in enumerate([(names, names[-3:]), (names[:-3], names[:2])]):
+        found = [name not in lost for name in some]
+        frames[at] = robustness.answers(asked, space.of, some, space.of(some), found)
+    clean, spoiled = robustness.curve(frames, 100)
+    assert clean["hand_found"] == 1 and "hand_found" not in answered(manifest, 0.0)
+    assert spoiled["hand_found"] == pytest.approx(1 - 2 / (len(names) - 3))
+
+
 # --- through towers -----------------------------------------------------------------------------
 
 

@@ -17,8 +17,8 @@ from handclip_lib.losses import build_loss
 from handclip_lib.params import load
 from handclip_lib.schema import Params
 from handclip_lib.schema_train import LossSpec, Stage2
+from handclip_lib.train import job, selection, stages, training
 from handclip_lib.train import learner as learners
-from handclip_lib.train import selection, stages, training
 from handclip_lib.train.job import study_encoder
 from handclip_lib.train.selection import held_manifest
 
@@ -391,6 +391,19 @@ def test_a_key_says_what_decides_the_weights_and_nothing_else(
     other_gallery = manifest[(manifest["split"] != "query") | (manifest["draw"] == 0)]
     assert key(other_gallery) == key(), "galleries decide no weights"
     assert key(manifest[manifest["image"] != manifest["image"].iloc[0]]) != key()
+
+
+def test_a_key_knows_the_code_that_decides_weights_and_no_other(monkeypatch):
+    real, read = Path.read_bytes, set[str]()
+
+    def watched(path: Path) -> bytes:
+        read.add(f"{path.parent.name}/{path.name}")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", watched)
+    job._code_sha256()
+    assert {"data/augment.py", "train/fit.py", "evaluate/embed.py", "losses/term.py"} <= read
+    assert not {"data/spoil.py", "evaluate/robustness.py", "report/plan.py"} & read
 
 
 def test_a_key_knows_the_activation_and_the_normalisation(table, manifest, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 
+import pandas as pd
 import pytest
 from toy_study import STAMP, TITLE, no_data, notebook
 
@@ -168,13 +169,56 @@ def test_a_chains_splits_are_those_it_is_compared_by(tmp_path, monkeypatch):
     assert seen == ["published", "person_disjoint"]
 
 
-def test_pre_training_of_other_photographs_is_done_again(monkeypatch):
+def _same(tmp_path, name, kept, p):
+    """Whether a run that kept this in its metrics.json was shown what it would be shown today."""
+    folder = _finished(tmp_path, name)
+    told = {"data": TITLE, "manifest_sha256": None} | kept
+    (folder / "metrics.json").write_text(json.dumps(told))
+    return plan._same_data(plan.Task(folder / f"{name}.ipynb", p), plan.tables.read(None))
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """A folder for `_same`; manifests tell the folder of their data, and are their own digests."""
+
+    def manifest(p, table):
+        return pd.DataFrame({"split": ["train", "query"], "of": [p.aspect, p.data.root]})
+
+    monkeypatch.setattr(plan.splits, "manifest_for", manifest)
+    monkeypatch.setattr(plan.splits, "sha256", lambda m: " ".join(m["of"]))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("08_pretrain", "manifest_sha256"),
+        ("02_stage1", "pretrained_on"),
+        ("03_stage2_losses", "pretrained_on"),
+    ],
+)
+def test_what_learnt_from_other_photographs_is_done_again(shown, monkeypatch, name, key):
     """Those of other aspects, and with accessories, are in no manifest of the aspect."""
-    monkeypatch.setattr(plan, "pretrain_manifest", lambda p, table: table)
-    monkeypatch.setattr(plan.splits, "sha256", str)
-    facts = {"moco_v3": {"manifest_sha256": "now"}, "supcon": {"manifest_sha256": "now"}}
-    assert plan._same_pool(facts, load("dorsal_r", "smoke"), "now")
-    assert not plan._same_pool(facts, load("dorsal_r", "smoke"), "then")
+    p = load("dorsal_r", "smoke")
+    monkeypatch.setattr(plan, "pretrain_manifest", lambda p, table: pd.DataFrame({"of": ["now"]}))
+    for digest in ("now", "then"):
+        facts = {"one": {key: "now"}, "two": {key: digest}}
+        assert _same(shown, name, {"training": facts}, p) == (digest == "now")
+
+    def nobody(p, table):
+        raise plan.SplitError("nobody is left to learn from")
+
+    monkeypatch.setattr(plan, "pretrain_manifest", nobody)
+    assert not _same(shown, name, {"training": {"one": {key: "now"}}}, p)
+    assert _same(shown, name, {"training": {"one": {}}}, p), "it never asked for any"
+
+
+def test_models_that_were_asked_of_other_photographs_elsewhere_are_asked_again(shown):
+    others = {"near": {"root": "near"}, "far": {"root": "far", "aspect": "palmar_l"}}
+    p, name = load(study="smoke", overrides={"comparison": {"others": others}}), "06_eval_rerank"
+    for digest in ("far", "another far"):
+        there = {"near": {"manifest_sha256": "near"}, "far": {"manifest_sha256": digest}}
+        assert _same(shown, name, {"abroad": there}, p) == (digest == "far")
 
 
 def test_what_is_named_twice_is_planned_once():

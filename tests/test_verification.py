@@ -188,8 +188,6 @@ def test_intervals_refuse_what_gives_none():
     with pytest.raises(ValueError, match="two with genuine pairs, got 1"):
         one = query == 0
         person_intervals(scores[one], genuine[one], query[one], gallery[one])
-    with pytest.raises(ValueError, match="level=2"):
-        person_intervals(scores, genuine, query, gallery, samples=5, level=2)
     with pytest.raises(ValueError, match="one sample"):
         person_intervals(scores, genuine, query, gallery, samples=0)
 

@@ -115,10 +115,8 @@ def open_set_metrics(found: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def open_set_intervals(
-    found: pd.DataFrame, samples: int = 2000, seed: int = 0, level: float = 0.95
-) -> dict[str, Any]:
-    """Intervals [low, high] of `rank1` and `dir_at_fpir`: expanded percentiles of drawn persons.
+def open_set_intervals(found: pd.DataFrame, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """95 % intervals of `rank1` and `dir_at_fpir`, [low, high]: expanded percentiles over persons.
 
     found: `searches`. Persons asked for come with their searches of all draws, mated or not; the
     galleries stay as they are. Samples without a search of either kind are left out. `persons`: how
@@ -135,7 +133,7 @@ def open_set_intervals(
             fpir, fnir = error_rates(genuine, impostor)
             rates = [float(1 - fnir[first_at(fpir, LEVELS[name])]) for name in known]
             drawn.append([float(1 - weights[wrong].sum() / genuine.sum()), *rates])
-    rank1, *rest = intervals(drawn, len(names), level)
+    rank1, *rest = intervals(drawn, len(names))
     of_level = dict(zip(known, rest, strict=True))
     rates_at = {name: of_level.get(name) for name in LEVELS}
     return {"rank1": rank1, "dir_at_fpir": rates_at, "persons": len(names)}

@@ -175,14 +175,12 @@ def resampled_means(
     return np.divide(total(values), count, out=np.full(len(times), np.nan), where=count > 0)
 
 
-def intervals(drawn: Sequence[Sequence[float]], persons: int, level: float) -> list[list[float]]:
-    """Expanded percentile interval [low, high] of each of K numbers, from B samples, (B, K).
+def intervals(drawn: Sequence[Sequence[float]], persons: int) -> list[list[float]]:
+    """Expanded 95 % percentile interval [low, high] of each of K numbers, from B samples, (B, K).
 
     persons: how many were resampled, at least 2; `statistics.percentiles` says what their number
-    asks for. Raises ValueError where level is not in (0, 1) and where there is no sample.
+    asks for. Raises ValueError where there is no sample.
     """
-    if not 0 < level < 1 or not drawn:
-        raise ValueError(
-            f"level={level} must lie in (0, 1)" if drawn else "no sample of persons has both kinds"
-        )
-    return np.quantile(np.asarray(drawn), percentiles(persons, level), axis=0).T.tolist()
+    if not drawn:
+        raise ValueError("no sample of persons has both kinds")
+    return np.quantile(np.asarray(drawn), percentiles(persons), axis=0).T.tolist()

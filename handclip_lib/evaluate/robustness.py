@@ -35,11 +35,13 @@ def answers(
     gallery_of: Callable[[list[str]], npt.NDArray[np.floating]],
     names: Sequence[str],
     features: npt.NDArray[np.floating],
+    found: Sequence[bool] | None = None,
 ) -> pd.DataFrame:
     """`protocol.per_query` of some of the queries of `asked`, as they are now.
 
     gallery_of: unit rows of the gallery's photographs, as they are; names: (N,) query photographs;
-    features: (N, D) unit rows of what was made of them.
+    features: (N, D) unit rows of what was made of them; found: (N,) whether a hand was found in
+    that, which is a column `hand_found` then.
     """
     is_query = asked["split"] == "query"
     entries = asked.loc[~is_query, "image"].unique().tolist()
@@ -48,7 +50,10 @@ def answers(
     images = [*entries, *(_QUERY + name for name in names)]
     z = np.concatenate([gallery_of(entries), features])
     frame = per_query(z, images, rows.assign(image=label))
-    return frame.assign(image=frame["image"].str.removeprefix(_QUERY))
+    frame["image"] = frame["image"].str.removeprefix(_QUERY)
+    if found is not None:
+        frame["hand_found"] = frame["image"].map(dict(zip(names, found, strict=True)))
+    return frame
 
 
 def level_scores(
@@ -58,7 +63,8 @@ def level_scores(
 
     clean, frame: `answers` before and after, 0–1; `change` is after less before of the same
     queries, its interval a paired one. Means are over the queries of all draws, intervals over
-    persons. Raises ValueError where the queries are others, and with one person.
+    persons. `hand_found`, where the answers tell: in which share of the photographs of `frame`.
+    Raises ValueError where the queries are others, and with one person.
     """
     if not clean[_KEYS].reset_index(drop=True).equals(frame[_KEYS].reset_index(drop=True)):
         raise ValueError("before and after did not answer the same queries in one order")
@@ -73,7 +79,10 @@ def level_scores(
     pairs = zip(METRICS, spans[: len(columns)], spans[len(columns) :], strict=True)
     scores: dict[str, Any] = {metric: score | {"change": change} for metric, score, change in pairs}
     counts = {"queries": frame["image"].nunique(), "persons": frame["pid"].nunique()}
-    return scores | {name: int(n) for name, n in counts.items()}
+    scores |= {name: int(n) for name, n in counts.items()}
+    if "hand_found" in frame:
+        scores["hand_found"] = float(frame.drop_duplicates("image")["hand_found"].mean())
+    return scores
 
 
 def curve(

@@ -235,4 +235,4 @@ def _drawn(
 
 def _span(draws: npt.NDArray[np.float64], persons: int) -> list[float]:
     """The 95 % interval [low, high] of draws, those without a case left out."""
-    return intervals(draws[np.isfinite(draws), None].tolist(), persons, 0.95)[0]
+    return intervals(draws[np.isfinite(draws), None].tolist(), persons)[0]

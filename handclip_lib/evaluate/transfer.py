@@ -132,10 +132,8 @@ def transfer(r: npt.ArrayLike, learned: Learned) -> dict[str, Any]:
     return {**told, "forgetting_by_task": _lost(table).tolist()}
 
 
-def intervals(
-    of: Cells, learned: Learned, samples: int = 2000, seed: int = 0, level: float = 0.95
-) -> dict[str, Any]:
-    """Intervals of `matrix` and of each number of `transfer`, over persons.
+def intervals(of: Cells, learned: Learned, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """95 % intervals of `matrix` and of each number of `transfer`, over persons.
 
     Persons are drawn with replacement from those of all tasks, once for each resample, and bring
     their queries of every task and row: cells share persons, so that they vary together. A resample
@@ -147,10 +145,10 @@ def intervals(
     its interval lies too high and may miss a true 0; `backward` has no such lean. Raises
     ValueError with fewer than two persons in a task.
     """
-    if samples < 1 or not 0 < level < 1:
-        raise ValueError(f"samples={samples} must be at least 1 and level={level} in (0, 1)")
+    if samples < 1:
+        raise ValueError(f"samples={samples} must be at least 1")
     means = _means(of, _times(of, samples, seed))  # (B, R, T)
-    ends = percentiles(_fewest(of), level)
+    ends = percentiles(_fewest(of))
     found: dict[str, Any] = {
         "matrix": np.moveaxis(np.quantile(means, ends, axis=0), 0, -1),
         "averages": np.quantile(means.mean(axis=-1), ends, axis=0).T,

@@ -76,9 +76,8 @@ def person_intervals(
     gallery_persons: npt.ArrayLike,
     samples: int = 500,
     seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, Any]:
-    """Intervals [low, high] of `eer, auc, fnmr_at_fmr`: expanded percentiles of resampled persons.
+    """95 % intervals of `eer, auc, fnmr_at_fmr`, [low, high]: expanded percentiles over persons.
 
     Arguments (n,), a pair an entry; persons: whose photographs they are, another hand of a person
     being the same person. Persons are drawn with replacement, once for both sides: a pair of two
@@ -103,7 +102,7 @@ def person_intervals(
             fmr, fnmr = error_rates(genuine, impostor)
             rates = [float(fnmr[first_at(fmr, LEVELS[name])]) for name in known]
             drawn.append([equal_error(fmr, fnmr), area(genuine, impostor), *rates])
-    eer, auc, *rest = intervals(drawn, persons, level)
+    eer, auc, *rest = intervals(drawn, persons)
     found = dict(zip(known, rest, strict=True))
     rates_at = {name: found.get(name) for name in LEVELS}
     return {"eer": eer, "auc": auc, "fnmr_at_fmr": rates_at, "persons": persons}
@@ -182,9 +181,8 @@ def operating_intervals(
     gallery_persons: npt.ArrayLike,
     samples: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, list[float]]:
-    """Intervals [low, high] of the `fmr` and `fnmr` of an `operating_point`.
+    """95 % intervals [low, high] of the `fmr` and `fnmr` of an `operating_point`.
 
     Persons are resampled on both sides, as in `person_intervals`, which says what is asked of
     arguments; the threshold stays, so that they say nothing of how well it was chosen.
@@ -195,7 +193,7 @@ def operating_intervals(
     times, found = np.array(list(resampled(persons, samples, seed))), {}
     for name, kind in (("fmr", ~at.genuine), ("fnmr", at.genuine)):
         drawn = resampled_means(times, wrong[kind], query[kind], gallery[kind])
-        (found[name],) = intervals(drawn[np.isfinite(drawn), None].tolist(), persons, level)
+        (found[name],) = intervals(drawn[np.isfinite(drawn), None].tolist(), persons)
     return found
 
 

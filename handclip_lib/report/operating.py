@@ -10,6 +10,7 @@ import pandas as pd
 from handclip_lib.data.check import quantity
 from handclip_lib.evaluate import slices
 from handclip_lib.evaluate.pairs import select_pairs
+from handclip_lib.evaluate.rates import supported
 from handclip_lib.evaluate.verification import (
     TooFewPairs,
     cross_thresholds,
@@ -41,28 +42,27 @@ def thresholds(
 ) -> dict[str, Chosen]:
     """{model: thresholds of its pairs for `comparison.fmr`}, chosen on persons of no pair.
 
-    On training persons who are held out, where the manifest has some; else on the test persons,
-    crosswise (`verification.cross_thresholds`, `comparison.folds`). A model that was taught some
-    of those held out has none, nor one with fewer impostor pairs to choose on than the rule of 30
-    asks for; either is printed.
+    On training persons who are held out, where they have as many pairs as the rule of 30 asks for,
+    then none for a model that was taught some of them; else on the test persons, crosswise
+    (`verification.cross_thresholds`, `comparison.folds`). A model for which these are too few, too,
+    has none; either is printed.
     """
-    held_out = (manifest["split"] == "select").any()
     chosen = {}
+    held = manifest[manifest["split"] == "select"]
+    suffice = _suffice(held, p.comparison.fmr)
     for one in models:
-        if one.met(table, manifest, "select"):
+        if suffice and one.met(table, manifest, "select"):
             print(f"no threshold for {one.name}: it was taught persons that are held out here")
             continue
-        pairs = found.pairs[one.name]
+        pairs, space = found.pairs[one.name], spaces[one.name]
         try:
-            made = (
-                _held_out(spaces[one.name], manifest, pairs, p) if held_out else _crossed(pairs, p)
+            chosen[one.name] = (
+                _held_out(space, manifest, pairs, p) if suffice else _crossed(pairs, held, p)
             )
         except TooFewPairs as error:
             print(f"no threshold for {one.name}: {error}; raise comparison.fmr")
         except ValueError as error:  # of scores that are all alike
             print(f"no threshold for {one.name}: {error}")
-        else:
-            chosen[one.name] = made
     return chosen
 
 
@@ -89,17 +89,25 @@ def group_errors(
     return slices.group_errors(pairs, groups, chosen.at, **boots)
 
 
+def _suffice(held: pd.DataFrame, fmr: float) -> bool:
+    """Whether photographs of persons held out make pairs enough, of both kinds, to choose on."""
+    pids = held["pid"].to_numpy()
+    first, second = np.triu_indices(len(pids), 1)
+    genuine = pids[first] == pids[second]
+    return bool(genuine.any()) and supported(fmr, int((~genuine).sum()))
+
+
 def _held_out(space: Space, manifest: pd.DataFrame, pairs: pd.DataFrame, p: Params) -> Chosen:
     held = select_pairs(space.z, space.images, manifest)
-    if not held["genuine"].any():
-        raise TooFewPairs("the persons held out have one photograph each")
     at = threshold_at(held["similarity"], held["genuine"], p.comparison.fmr)
     persons = quantity(held["query_person"].nunique(), "person")
     return Chosen(np.full(len(pairs), at), f"{persons} held out of training")
 
 
-def _crossed(pairs: pd.DataFrame, p: Params) -> Chosen:
+def _crossed(pairs: pd.DataFrame, held: pd.DataFrame, p: Params) -> Chosen:
+    """held: rows of those who are held out, too few to choose; perhaps none."""
     told = p.comparison
     at = cross_thresholds(pairs, told.fmr, told.folds)
     persons = np.unique(pairs[["query_person", "gallery_person"]]).size
-    return Chosen(at, f"cross-fitted over {persons} test persons in {told.folds} folds")
+    why = f" (the {held['pid'].nunique()} held out have too few pairs)" if len(held) else ""
+    return Chosen(at, f"cross-fitted over {persons} test persons in {told.folds} folds{why}")

@@ -1,10 +1,10 @@
 """The runs of a study: which there are, which need others first, and which are still to be done.
 
 What is done is not done again: a finished run stays that had today's parameters, notebook,
-library and manifest, unless what it took from another run is to be made again.
+library and manifests, unless what it took from another run is to be made again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data import splits, tables
 from handclip_lib.data.leaks import SplitError
 from handclip_lib.params import ROOT, load, own_aspect, read_study
+from handclip_lib.report.abroad import places
 from handclip_lib.report.notebook import find_notebook
 from handclip_lib.report.runs import differences, read_json, run_folder
 from handclip_lib.report.stamp import library_sha256
@@ -204,24 +205,30 @@ def _sources(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in own]
 
 
-def _digest(task: Task, table: pd.DataFrame) -> str | None:
-    p = in_chain(task.params) if task.notebook.stem == _CHAIN else task.params
-    try:
-        return splits.sha256(splits.manifest_for(p, table))
-    except (SplitError, FileNotFoundError):  # the run itself will say it, in its own report
-        return None
-
-
 def _same_data(task: Task, table: pd.DataFrame) -> bool:
+    """Whether the run was shown what it would be shown today."""
     saved: Mapping[str, Any] = read_json(task.folder / "metrics.json")
     if saved["data"] != table.attrs["title"]:
         return False
-    if saved["manifest_sha256"] not in (None, _digest(task, table)):
+    try:
+        return all(kept == splits.sha256(today) for kept, today in _shown(saved, task, table))
+    except (SplitError, FileNotFoundError):  # the run itself will say it, in its own report
         return False
-    return task.notebook.stem != _PRETRAIN or _same_pool(saved["training"], task.params, table)
 
 
-def _same_pool(trained: Mapping[str, Any], p: Params, table: pd.DataFrame) -> bool:
-    """Whether pre-training was shown what it would be shown today, of all aspects."""
-    today = splits.sha256(pretrain_manifest(p, table))  # there is one: it was taught
-    return all(facts["manifest_sha256"] == today for facts in trained.values())
+def _shown(
+    saved: Mapping[str, Any], task: Task, table: pd.DataFrame
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The digest of each manifest that a run has kept, with what that manifest is today."""
+    p = task.params
+    if saved["manifest_sha256"] is not None:
+        own = in_chain(p) if task.notebook.stem == _CHAIN else p
+        yield saved["manifest_sha256"], splits.manifest_for(own, table)
+    name = "manifest_sha256" if task.notebook.stem == _PRETRAIN else "pretrained_on"
+    pools = {facts[name] for facts in saved.get("training", {}).values() if name in facts}
+    if pools:
+        today = pretrain_manifest(p, table)
+        yield from ((pool, today) for pool in pools)
+    if elsewhere := saved.get("abroad"):
+        found = places(p, table, table, ())
+        yield from ((told["manifest_sha256"], found[n].manifest) for n, told in elsewhere.items())

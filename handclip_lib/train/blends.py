@@ -47,11 +47,21 @@ def wise_ft(
 ) -> tuple[tuple[State, ...], Sweep]:
     """Each step's weights, drawn towards those before the chain; nothing is trained.
 
-    alpha, the share of the trained weights, is the one of `p.chain.wise_ft` with the best mean mAP
-    of held-out training persons over the tasks after the last step (of equals the larger); without
-    such persons `soup.UNCHOSEN`. Wortsman et al. 2022, arXiv:2109.01903.
+    alpha is the one that the `sweep` to the last step's weights keeps.
     """
-    encoder, ends = study_encoder(p), _ends(p, [None, states[-1].file])
+    swept = sweep(p, tasks, states[-1].file, fabric)
+    return _all_steps(p, tasks, states, folder, swept.alpha), swept
+
+
+def sweep(p: Params, tasks: Mapping[str, Task], end: Path | None, fabric: lf.Fabric) -> Sweep:
+    """What weights between the study's tower and those of a file answer; none are kept.
+
+    alpha, the share of the file's weights, is the one of `p.chain.wise_ft` with the best mean mAP
+    of held-out training persons over the tasks (of equals the larger); without such persons
+    `soup.UNCHOSEN`. Raises ParamError where the file has an adapter, WeightsError where it is of
+    another tower. Wortsman et al. 2022, arXiv:2109.01903.
+    """
+    encoder, ends = study_encoder(p), _ends(p, [None, end])
     held, found = dict[str, float](), dict[str, dict[str, pd.DataFrame]]()
     for alpha in p.chain.wise_ft:
         _blend(p, encoder, ends, alpha, tasks)
@@ -66,7 +76,7 @@ def wise_ft(
     else:
         alpha = soup.UNCHOSEN
         how = "beforehand: too few training persons are held out to choose it"
-    return _all_steps(p, tasks, states, folder, alpha), Sweep(alpha, how, held, found)
+    return Sweep(alpha, how, held, found)
 
 
 def checkpoint_soup(

@@ -22,7 +22,8 @@ class Contrast(nn.Module):
     run. MoCo v3: Chen, Xie & He 2021, arXiv:2104.02057, algorithm 1; MoCo v2: He et al. 2020,
     arXiv:1911.05722, algorithm 1; SupCon: Khosla et al. 2020, arXiv:2004.11362, eq. 2.
 
-    width: of the tower's `proj`; steps: of the whole training; queue: keys that it holds.
+    width: of the tower's `proj`; steps: of the whole training; queue: keys that it holds; `heads`:
+    projector and predictor, all that learns beside the tower and is dropped afterwards.
     """
 
     queue: Tensor  # (K, D) unit rows
@@ -46,15 +47,16 @@ class Contrast(nn.Module):
         self.visual = visual
         self.features = compiled_features() if compiled else towers.features
         if settings.projector == "norm":
-            self.projector = _normed(width, hidden, hidden, out)
+            projector = _normed(width, hidden, hidden, out)
         else:
-            self.projector = nn.Sequential(
+            projector = nn.Sequential(
                 nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out)
             )
-        self.predictor = _normed(out, hidden, out) if settings.predictor else nn.Identity()
+        predictor = _normed(out, hidden, out) if settings.predictor else nn.Identity()
+        self.heads = nn.Sequential(projector, predictor)
         self.followers: nn.ModuleDict | None = None
         if settings.keys == "momentum":
-            both = {"visual": visual, "projector": self.projector}
+            both = {"visual": visual, "projector": projector}
             self.followers = nn.ModuleDict({n: copy.deepcopy(m) for n, m in both.items()})
             self.followers.requires_grad_(False)
         self.register_buffer("queue", torch.zeros(queue, out))
@@ -63,11 +65,6 @@ class Contrast(nn.Module):
         self.register_buffer("pointer", torch.tensor(0))
         self.register_buffer("step", torch.tensor(0))
         self.diagnostics: dict[str, Tensor | float] = {}
-
-    @property
-    def heads(self) -> nn.Module:
-        """All that learns beside the tower, and is dropped afterwards."""
-        return nn.ModuleList([self.projector, self.predictor])
 
     def train(self, mode: bool = True) -> "Contrast":
         """As every module's; the tower of the keys stays in eval mode."""
@@ -107,7 +104,7 @@ class Contrast(nn.Module):
 
     def _queries(self, views: Tensor) -> Tensor:
         """(B, D) unit rows, float32."""
-        z = self.predictor(self.projector(self.features(self.visual, views).proj))
+        z = self.heads(self.features(self.visual, views).proj)
         return functional.normalize(z.float(), dim=1)
 
     @torch.no_grad()
@@ -122,8 +119,8 @@ class Contrast(nn.Module):
         """Move the copy a little towards the tower and projector as they are now."""
         assert self.followers is not None
         share = self.momentum(int(self.step))
-        for name, copied in self.followers.items():
-            told = self.get_submodule(name)
+        both = zip(self.followers.values(), (self.visual, self.heads[0]), strict=True)
+        for copied, told in both:
             get_ema_multi_avg_fn(share)([*copied.parameters()], [*told.parameters()], 0)
         its, ours = self.visual.buffers(), self.followers["visual"].buffers()
         for mine, other in zip(ours, its, strict=True):

@@ -53,7 +53,8 @@ class Trained:
 
     facts: plain values: `images`, `persons`, `epochs` gone, `chosen_epoch`, `selected_by` (a
     history column, or empty: the last weights), `trained_parameters`, `seconds` of training;
-    beside `images`, `shown_again` and `identities`, which are its classes.
+    beside `images`, `shown_again` and `identities`, which are its classes. `Job.pretrained_on`
+    where there is one.
     """
 
     encoder: Encoder
@@ -125,6 +126,12 @@ class Job(Generic[Settings]):
         return read_checkpoint(self.start) if self.past.inherits and self.start else None
 
     @property
+    def pretrained_on(self) -> str:
+        """Digest of what pre-training learnt from, where these weights go back to one; or empty."""
+        told = read_checkpoint(self.start)["facts"] if self.start and is_ours(self.start) else {}
+        return str(told.get("pretrained_on") or told.get("manifest_sha256", ""))
+
+    @property
     def key(self) -> str:
         """Hash of all that decides the trained weights, code included, and of nothing else."""
         used = self.manifest[self.manifest["split"].isin(("train", "val", "select", "replay"))]
@@ -139,6 +146,7 @@ class Job(Generic[Settings]):
             "preprocess": self.encoder.preprocess.as_dict(),
             "model": self.encoder.model_cfg,
             "start": self.encoder.weights_sha256,
+            "pretrained_on": self.pretrained_on,  # it is told with the results
             "guide": None if self.guide is None else sha256_of(self.guide),
             "words": self.words,
             "classes": self.classes.names,
@@ -266,6 +274,7 @@ def _code_sha256() -> str:
     """Hash of the code that decides trained weights: what draws figures is not part of it."""
     library = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for path in sorted(file for part in _CODE for file in library.glob(part)):
+    files = {file for part in _CODE for file in library.glob(part)}
+    for path in sorted(files - {library / "data" / "spoil.py"}):  # it is for test photographs
         digest.update(f"{path.relative_to(library).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()

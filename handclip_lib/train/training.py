@@ -18,7 +18,14 @@ from handclip_lib.train.fit import clear, fit, read_history
 from handclip_lib.train.guide import check_guide
 from handclip_lib.train.job import Job, Trained, check_start
 from handclip_lib.train.launch import in_ranks
-from handclip_lib.train.learner import Learner, check_losses, class_means, encode, pictures
+from handclip_lib.train.learner import (
+    Learner,
+    Pictures,
+    check_losses,
+    class_means,
+    encode,
+    pictures,
+)
 from handclip_lib.train.optim import opened
 from handclip_lib.train.ranks import sync_norms
 from handclip_lib.train.recipe import make_recipe, prepared
@@ -53,6 +60,8 @@ def train(
         if fitted is None:
             fitted = _fitted if job.p.device.devices == 1 else _fitted_in_ranks
         history, facts, heads = fitted(job, key)
+        if job.pretrained_on:
+            facts["pretrained_on"] = job.pretrained_on
         params = job.p.model_dump(mode="json")
         more = {"facts": facts, "taught": taught, "heads": heads}
         if job.guide is not None:
@@ -85,18 +94,29 @@ def _fitted(job: Job[Training], key: str) -> Fitted:
     validate, select = scorer(job.p, job.manifest, store, fabric, classes, job.codes)
     recipe = make_recipe(job, learner, data, validate, select, key)
     history = fit(recipe, settings, fabric, job.folder)
-    facts = {
+    learnt = opened(job.encoder, learner.heads, settings, len(history))
+    heads = {n: v.cpu() for n, v in criterion.state_dict().items()}
+    return history, facts_of(job, data, history, select, learnt), heads
+
+
+def facts_of(
+    job: Job[Training], data: Pictures, history: pd.DataFrame, select: str, learnt: int
+) -> dict[str, Any]:
+    """What a training leaves as `Trained.facts`.
+
+    data: what it was shown; select: the history's column that chose; learnt: numbers that trained.
+    """
+    return {
         "images": len(data.images) - data.old,
         "shown_again": data.old,
         "persons": len(set(data.pids)),
-        "identities": len(classes),
+        "identities": len(job.classes),
         "epochs": len(history),
         "chosen_epoch": history.attrs["chosen_epoch"],
         "seconds": round(history.attrs["seconds"], 2),
         "selected_by": select,
-        "trained_parameters": opened(job.encoder, learner.heads, settings, len(history)),
+        "trained_parameters": learnt,
     }
-    return history, facts, {n: v.cpu() for n, v in criterion.state_dict().items()}
 
 
 def _fitted_in_ranks(job: Job[Training], key: str) -> Fitted:

@@ -21,7 +21,7 @@ from handclip_lib.train.job import Job
 from handclip_lib.train.learner import Learner, Pictures, pictures
 from handclip_lib.train.optim import make_optimizer, open_layers
 from handclip_lib.train.selection import SELECT, scorer
-from handclip_lib.train.training import Fitted
+from handclip_lib.train.training import Fitted, facts_of
 
 Judge = Callable[[], dict[str, float]]  # scores of the job's encoder as it is
 
@@ -39,18 +39,10 @@ def fit_views(settings: Pretrain, job: Job[Training], key: str) -> Fitted:
     recipe = replace(recipe, validate=lambda _: judge(), select=select, key=key)
     history = fit(recipe, settings, job.fabric, job.folder)
     recipe.begin_epoch(len(history))  # what was open in the end
-    trained = sum(w.numel() for w in recipe.learner.parameters() if w.requires_grad)
+    learnt = sum(w.numel() for w in recipe.learner.parameters() if w.requires_grad)
     alpha, held = _kept(settings, job, start, data, judge if select else None)
-    facts = {
-        "images": len(data.images),
+    facts = facts_of(job, data, history, select, learnt) | {
         "shown_again": len(data.images),  # each by a second view
-        "persons": len(set(data.pids)),
-        "identities": len(job.classes),
-        "epochs": len(history),
-        "chosen_epoch": history.attrs["chosen_epoch"],
-        "seconds": round(history.attrs["seconds"], 2),
-        "selected_by": select,
-        "trained_parameters": trained,
         "alpha": alpha,
         "held": held,
         "labelled": len(set(data.pids[(labels >= 0).cpu().numpy()])),
@@ -156,11 +148,11 @@ def _kept(
 ) -> tuple[float, dict[str, float]]:
     """Fill the tower between start and end; the share of the end, and the scores it is chosen by.
 
-    judge: None where nobody is held out: `soup.UNCHOSEN` is taken then.
+    judge: None where nobody is held out: `soup.UNCHOSEN` is taken then, or the one share there is.
     """
     end, held = _copied(job.encoder.visual), dict[str, float]()
     if judge is None:
-        alpha = soup.UNCHOSEN
+        alpha = soup.UNCHOSEN if len(settings.wise_ft) > 1 else settings.wise_ft[0]
         print(f"{job.name}: nobody is held out to choose alpha: {alpha:g} of the end is kept")
     else:
         for share in settings.wise_ft:
@@ -185,13 +177,13 @@ def _blend(
     visual = job.encoder.visual
     visual.load_state_dict(soup.interpolate(start, end, alpha))
     if not settings.freeze_bn and 0 < alpha < 1:
-        soup.reestimate_bn(visual, _batches(job, data))
+        soup.reestimate_bn(visual, _batches(settings, job, data))
 
 
-def _batches(job: Job[Training], data: Pictures) -> Iterator[torch.Tensor]:
-    """Normalised training photographs, all aspects mixed, in batches of one size."""
+def _batches(settings: Pretrain, job: Job[Training], data: Pictures) -> Iterator[torch.Tensor]:
+    """Normalised training photographs, all aspects mixed, in batches of the training's size."""
     order = np.random.default_rng(job.p.seed).permutation(len(data.images))
-    size = min(job.p.evaluation.batch_size, len(order))
+    size = min(settings.batch_size, len(order))
     for i in range(0, len(order) - size + 1, size):
         at = torch.from_numpy(order[i : i + size]).to(data.pixels.device)
         yield job.encoder.preprocess.normalise(data.pixels[at])
