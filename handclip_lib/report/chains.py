@@ -20,6 +20,7 @@ from handclip_lib.report.canvas import (
     QUIET,
     canvas,
     grid_lines,
+    key,
     saying,
     styled,
 )
@@ -70,7 +71,7 @@ def forgetting_curves(
     ax.set_xlabel("after the step")
     _score_axis(ax, metric)
     note = "tested on (a large dot: after its own step; whiskers: 95 % intervals over persons)"
-    _key(fig, ax.get_legend_handles_labels()[0], note)
+    key(fig, ax, note)
     return fig
 
 
@@ -151,7 +152,7 @@ def wise_curve(
     ax.set_xlabel("α: 0 is the start, 1 the end of training")
     _score_axis(ax, metric)
     note = "tested on (shaded: 95 % interval of the mean over persons)"
-    _key(fig, ax.get_legend_handles_labels()[0], note)
+    key(fig, ax, note)
     return fig
 
 
@@ -188,7 +189,7 @@ def all_aspects(
         Line2D([], [], ls="", marker="o", color=colour, label=task_name(view))
         for view, colour in colours.items()
     ]
-    _key(fig, dots, space_note(people, identities, list(planes)))
+    key(fig, dots, space_note(people, identities, list(planes)))
     return fig
 
 
@@ -212,14 +213,6 @@ def _score_axis(ax: Axes, metric: str) -> None:
     ax.set_ylabel(metric)
     ax.yaxis.set_major_formatter(_PERCENT)
     grid_lines(ax)
-
-
-def _key(fig: Figure, handles: Sequence[Artist], note: str) -> None:
-    columns = min(6, len(handles))
-    fig.legend(
-        handles=list(handles), loc="outside lower left", ncols=columns,
-        title=note, title_fontsize=9, alignment="left",
-    )  # fmt: skip
 
 
 def _points(value: float) -> str:

@@ -19,6 +19,7 @@ from handclip_lib.report.canvas import (
     canvas,
     grid_lines,
     identity_marks,
+    key,
     styled,
     whole_numbers,
 )
@@ -54,8 +55,7 @@ def retrieval_bars(
     for ax, gallery in zip(axes[0], shown, strict=True):
         _variant_bars(ax, {n: v[gallery] for n, v in variants.items() if gallery in v}, metrics)
         ax.set_title(f"{GALLERIES[gallery]}{_counted(variants, gallery)}")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower left", ncols=min(4, len(labels)))
+    key(fig, axes[0, 0])
     return fig
 
 
@@ -106,8 +106,7 @@ def _variant_rows(
         ax.set_yticks(range(len(variants)), variants if ax is axes[0, 0] else [""] * len(variants))
         _percent(ax, "x")
         grid_lines(ax, "x")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower left", ncols=1)
+    key(fig, axes[0, 0])
     return fig
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from handclip_lib.evaluate.geometry import geometry, knn_accuracy
-from handclip_lib.report.canvas import PALETTE, canvas, grid_lines, saying, styled
+from handclip_lib.report.canvas import PALETTE, canvas, grid_lines, key, saying, styled
 from handclip_lib.report.heats import task_name
 from handclip_lib.schema_train import Pretrain
 from handclip_lib.train.classes import classes_of
@@ -123,8 +123,5 @@ def share_curves(facts: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
     ax.set_ylabel("mAP, held-out training persons")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{100 * value:g} %"))
     grid_lines(ax)
-    fig.legend(
-        loc="outside lower left", ncols=5, title="a ring marks the share that is kept",
-        title_fontsize=9, alignment="left",
-    )  # fmt: skip
+    key(fig, ax, "a ring marks the share that is kept")
     return fig

@@ -16,6 +16,7 @@ from handclip_lib.report.canvas import (
     blank,
     canvas,
     grid_lines,
+    key,
     photograph,
     saying,
     styled,
@@ -99,7 +100,7 @@ def robustness_curves(
     _dress_single(axes.flat[len(several)], single, worn)
     blank(axes.flat[count:])
     _scale(axes, count)
-    _key(fig, axes[0, 0], f"{METRICS[metric]} of {most} photographs, in all draws")
+    key(fig, axes[0, 0], f"{METRICS[metric]} of {most} photographs, in all draws")
     return fig
 
 
@@ -146,14 +147,6 @@ def _scale(axes: np.ndarray, count: int) -> None:
         ax.set_ylim(-0.02 * top, 1.02 * top)
     for ax in axes[:, 1:].flat:
         ax.tick_params(labelleft=False)
-
-
-def _key(fig: Figure, ax: Axes, note: str) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(
-        handles, labels, loc="outside lower left", ncols=min(5, len(labels)),
-        title=note, title_fontsize=9, alignment="left",
-    )  # fmt: skip
 
 
 def change_table(curves: Curves, metric: str = "rank1") -> pd.DataFrame:
