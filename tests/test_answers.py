@@ -24,7 +24,6 @@ from handclip_lib.evaluate.verification import verification_metrics
 from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import load_comparator
 from handclip_lib.report import answers
-from handclip_lib.report.abroad import There
 from handclip_lib.report.explain import hand_table
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.runs import open_run
@@ -141,18 +140,6 @@ def test_some_persons_are_strangers(p, manifest, spaces):
     asked = (manifest["split"] == "query").sum()
     assert found["m"]["n_mated"] + found["m"]["n_non_mated"] == asked
     assert found["m"]["n_non_mated"] > 0 and len(spans["m"]["rank1"]) == 2
-
-
-def test_answers_from_other_data_sets_stand_beside_the_scenarios(p, manifest, spaces):
-    scores = {"rank1": {"mean": 0.5}}
-    there = {"abroad": There("others", "", {"m": scores, "n": {}}, {}, {}, 2, {})}
-    found = answers.asked([MODEL], spaces, {"own": manifest}, there, p)
-    assert list(found) == ["m"] and list(found["m"]) == ["own", "abroad"]
-    space, boots = spaces["m"], (p.evaluation.bootstrap, p.seed)
-    assert found["m"]["own"] == evaluate(space.z, list(space.images), manifest, *boots)["own"]
-    assert found["m"]["abroad"] == scores
-    away = {"abroad": There("others", "", {}, {}, {"m": [3]}, 2, {})}
-    assert list(answers.asked([MODEL], spaces, {"own": manifest}, away, p)["m"]) == ["own"]
 
 
 # --- explanations, and what is kept -------------------------------------------------------------
