@@ -156,7 +156,7 @@ def test_what_could_not_be_spoiled_counts_at_no_level(manifest):
 def p(tmp_path_factory: pytest.TempPathFactory) -> Params:
     toy_hands.small_towers(tmp_path_factory.mktemp("configs"))
     csv = toy_chain.squares(tmp_path_factory.mktemp("hands"), persons=8)
-    return toy_chain.told(csv, comparison={"spoiled": 2})
+    return toy_chain.told(csv, comparison={"spoiled_queries": 2})
 
 
 @pytest.fixture(scope="module")
