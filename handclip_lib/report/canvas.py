@@ -91,6 +91,11 @@ def key(fig: Figure, of: Axes | Sequence[Artist], note: str = "") -> None:
     )  # fmt: skip
 
 
+def points_tick(value: float, _place: int) -> str:
+    """A tick of an axis of differences of 0–1 metrics, in points: `+2.5`, `−10`, `0`."""
+    return f"{100 * value:+.3g}".replace("-", "−") if abs(value) > 1e-9 else "0"
+
+
 def whole_numbers(ax: Axes, axes: str) -> None:
     """Ticks at whole numbers only, on the axes named: "x", "y" or "xy"."""
     for name in axes:

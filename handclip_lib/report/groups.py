@@ -13,10 +13,9 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.data.check import quantity
 from handclip_lib.report.canvas import INK, PALETTE, QUIET, canvas, grid_lines, key, saying, styled
 from handclip_lib.report.errors import share
-from handclip_lib.report.plots import METRICS
+from handclip_lib.report.page import SHOWN
 from handclip_lib.report.summary import percent, spanned
 
-_SHOWN = ("rank1", "map")
 _TRAITS = {"skinColor": "skin tone", "nailPolish": "nail polish"}
 _SCENARIOS = {
     "own": "own gallery",
@@ -52,13 +51,13 @@ def intervals(
     fig, axes = canvas(title, 1, 2, (10.5, 1.7 + (0.34 + 0.14 * len(of)) * len(names)))
     fig.set_layout_engine("constrained", wspace=0.06)
     labels = [_row_name(name, [s[name] for s in of.values() if name in s]) for name in names]
-    for ax, metric in zip(axes[0], _SHOWN, strict=True):
+    for ax, (metric, words) in zip(axes[0], SHOWN.items(), strict=True):
         for i, (told, scores) in enumerate(of.items()):
             shift = 0.5 * (i / max(1, len(of) - 1) - 0.5) * (len(of) > 1)
             for name, score in scores.items():
                 label = told * (name == next(iter(scores)))
                 _dot(ax, names.index(name) + shift, score[metric], PALETTE[i % len(PALETTE)], label)
-        _rows(ax, labels, METRICS[metric], ax is axes[0, 0])
+        _rows(ax, labels, words, ax is axes[0, 0])
     if len(of) > 1:
         key(fig, axes[0, 0], "lines: 95 % intervals over persons")
     return fig
@@ -82,7 +81,7 @@ def slice_intervals(slices: Mapping[str, Any], title: str) -> Figure:
     labels = [label for label, _, _ in rows]
     fig, axes = canvas(title, 1, 2, (10.5, 1.3 + 0.27 * len(rows)))
     fig.set_layout_engine("constrained", wspace=0.06)
-    for ax, metric in zip(axes[0], _SHOWN, strict=True):
+    for ax, (metric, words) in zip(axes[0], SHOWN.items(), strict=True):
         for at, (_, scores, between) in enumerate(rows):
             if between is not None:
                 _write(ax, at, gap(between[metric]), INK)
@@ -90,7 +89,7 @@ def slice_intervals(slices: Mapping[str, Any], title: str) -> Figure:
                 _write(ax, at, _FEW, "#7B8794")
             else:
                 _dot(ax, at, scores[metric], PALETTE[0])
-        _rows(ax, labels, METRICS[metric], ax is axes[0, 0])
+        _rows(ax, labels, words, ax is axes[0, 0])
     for label, (_, scores, _) in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if scores else "bold")
     return fig
@@ -126,10 +125,10 @@ def slice_table(slices: Mapping[str, Any]) -> pd.DataFrame:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for trait, found in slices.items():
         for group, scores in _inhabited(found):
-            shown = {METRICS[m]: percent(scores[m]) if scores[m] else _FEW for m in _SHOWN}
+            shown = {w: percent(scores[m]) if scores[m] else _FEW for m, w in SHOWN.items()}
             counts = {"persons": scores["persons"], "queries": f"{scores['queries']:,}"}
             rows[trait_name(trait), group] = counts | shown
-        gaps = {METRICS[m]: gap(b) or "–" for m, b in found["between"].items()}
+        gaps = {SHOWN[m]: gap(b) or "–" for m, b in found["between"].items()}
         rows[trait_name(trait), "difference"] = {"persons": "", "queries": ""} | gaps
     return _indexed(rows)
 

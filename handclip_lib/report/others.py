@@ -21,8 +21,8 @@ from handclip_lib.models.weights import WeightsError
 from handclip_lib.params import ParamError, other_data
 from handclip_lib.report.compare import Tests, paired_tests
 from handclip_lib.report.lineup import Contender
+from handclip_lib.report.page import SHOWN
 from handclip_lib.report.spaces import space_of
-from handclip_lib.report.sweeps import SHOWN
 from handclip_lib.schema import Params
 from handclip_lib.train import blends
 from handclip_lib.train.job import persons_taught
@@ -168,7 +168,7 @@ def _equal(
     return {
         metric: {HOME: before[metric], "there": after[metric]}
         | change(before[metric], after[metric])
-        for metric, _ in SHOWN
+        for metric in SHOWN
     }
 
 
@@ -188,12 +188,12 @@ def change(home: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
 
 def means(frame: pd.DataFrame, p: Params) -> dict[str, dict[str, Any]]:
     """{metric: {mean, ci95}} of rank-1 and mAP of a `per_query` frame, over its draws."""
-    columns = [METRICS[metric] for metric, _ in SHOWN]
+    columns = [METRICS[metric] for metric in SHOWN]
     middle = frame.groupby("draw")[columns].mean().mean()
     low, high = person_bootstrap(frame[columns], frame["pid"], p.evaluation.bootstrap, p.seed)
     return {
         metric: {"mean": float(middle[column]), "ci95": [float(low[i]), float(high[i])]}
-        for i, ((metric, _), column) in enumerate(zip(SHOWN, columns, strict=True))
+        for i, (metric, column) in enumerate(zip(SHOWN, columns, strict=True))
     }
 
 

@@ -12,9 +12,8 @@ from matplotlib.ticker import PercentFormatter
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, key, saying, styled
 from handclip_lib.report.others import HOME, There, WiseFT
-from handclip_lib.report.page import p_text
+from handclip_lib.report.page import SHOWN, p_text, signed_span
 from handclip_lib.report.summary import percent
-from handclip_lib.report.sweeps import SHOWN, signed
 from handclip_lib.train.states import Task
 
 _LEVEL = 0.05
@@ -50,7 +49,7 @@ def there_table(there: Mapping[str, There], reference: str) -> pd.DataFrame:
     for name, found in there.items():
         for model, scores in found.scores.items():
             row = rows[name, model] = dict[str, str]()
-            for metric, words in SHOWN:
+            for metric, words in SHOWN.items():
                 test = found.tests.get(metric, {}).get(model)
                 row[f"{words} (%)"] = percent(scores[metric])
                 row[f"{words}, above {reference}"] = _points(test)
@@ -68,7 +67,7 @@ def lost_table(there: Mapping[str, There]) -> pd.DataFrame:
     for name, found in there.items():
         for model, equal in found.equal.items():
             row = rows[name, model] = {"entries": str(found.size)}
-            for metric, words in SHOWN:
+            for metric, words in SHOWN.items():
                 row[f"{words}, home (%)"] = percent(equal[metric][HOME])
                 row[f"{words}, there (%)"] = percent(equal[metric]["there"])
                 row[f"{words}, change (points)"] = _points(equal[metric])
@@ -81,10 +80,7 @@ def _by_place(rows: Mapping[tuple[str, str], Mapping[str, str]]) -> pd.DataFrame
 
 
 def _points(told: Mapping[str, Any] | None) -> str:
-    if told is None:
-        return "–"
-    low, high = told["ci95"]
-    return f"{signed(told['difference'])} [{signed(low)}, {signed(high)}]"
+    return signed_span(told["difference"], told["ci95"]) if told else "–"
 
 
 @styled
@@ -97,7 +93,7 @@ def wise_curves(found: WiseFT, title: str) -> Figure:
     if found.why:
         return saying(title, found.why)
     fig, axes = canvas(title, 1, 2, (10.0, 4.4))
-    for ax, (metric, words) in zip(axes[0], SHOWN, strict=True):
+    for ax, (metric, words) in zip(axes[0], SHOWN.items(), strict=True):
         for i, (name, scores) in enumerate(found.scores.items()):
             look = {"color": PALETTE[i % len(PALETTE)], "label": name}
             _curve(ax, scores, found.tests[name], metric, look)
@@ -124,7 +120,7 @@ def _curve(
     scores: Mapping[str, Any],
     tests: Mapping[str, Any],
     metric: str,
-    look: Mapping[str, str],
+    look: Mapping[str, Any],
 ) -> None:
     at, colour = np.array([float(alpha) for alpha in scores]), look["color"]
     mean = np.array([of[metric]["mean"] for of in scores.values()])

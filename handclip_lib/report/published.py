@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from handclip_lib.report.plots import GALLERIES
+from handclip_lib.report.page import GALLERIES
 
 _FILE = Path(__file__).with_name("published.csv")
 _PRINTED = ["rank1", "rank5", "rank10", "map"]
