@@ -19,7 +19,7 @@ from handclip_lib.evaluate.expansion import fit_whitening, whiten
 from handclip_lib.evaluate.explanation import CAM, ROLLOUT, Look, look
 from handclip_lib.evaluate.pairs import distinct, pairs_of
 from handclip_lib.evaluate.protocol import evaluate
-from handclip_lib.evaluate.scenarios import scenarios
+from handclip_lib.evaluate.scenarios import evaluate_all, scenarios
 from handclip_lib.evaluate.verification import verification_metrics
 from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import load_comparator
@@ -225,7 +225,7 @@ def test_what_is_kept_can_be_written(p, table, manifest, models, shown, tmp_path
     fabric = make_fabric(p)
     ranked = {"mba": answers.ranked(models[1], spaces["mba"], manifest, table, p, fabric)}
     kept = answers.kept(
-        answers.asked(models, spaces, asked, {}, p), ranked, found, {}, worth,
+        {n: evaluate_all(s.of, asked, 100) for n, s in spaces.items()}, ranked, found, {}, worth,
         strangers, {}, {}, explained,
     )  # fmt: skip
     run = open_run("06_eval_rerank", p)
