@@ -19,7 +19,6 @@ from handclip_lib.schema_base import did_you_mean
 from handclip_lib.study_file import ROOT, read_value
 
 DEMO = "demo"
-LEFT_OUT = "08_pretrain"  # of `demo`, for its minutes; `study demo` has it
 # Each command imports its own part: notebooks, figures and models take seconds to import
 
 
@@ -131,10 +130,11 @@ def _demo_data(asked: argparse.Namespace) -> int:
 
 def _demo(asked: argparse.Namespace) -> int:
     from handclip_lib.report.study import run_study
+    from handclip_lib.train.pretrain import NOTEBOOK
 
     started = time.monotonic()
     names = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    books = [name for name in names if name != LEFT_OUT]
+    books = [name for name in names if name != NOTEBOOK]  # for its minutes; `study demo` has it
     brief = ["00_splits", "01_baseline"]
     status = run_study(
         DEMO, books, asked.aspects, [0], jobs=asked.cores, force=asked.force, others=brief
@@ -245,7 +245,7 @@ COMMANDS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str
         _demo,
         [_ASPECTS, _CORES, _FORCE],
         "draw the demonstration data, run its study and write its index.html: every notebook but"
-        f" {LEFT_OUT} for the first aspect, splits and baseline for the others",
+        " pre-training for the first aspect, splits and baseline for the others",
     ),
     "demo-data": (
         _demo_data,

@@ -37,7 +37,7 @@ class Comparison(Node):
     # Other data sets by name: what differs from `data`, and `aspect`, where it has another
     others: dict[str, dict[str, Any]] = {}
     photographs: Count = 4  # whose maps are shown; the first of every person is explained
-    spoiled: Count = 2  # photographs of a person that are spoiled, level by level
+    spoiled_queries: Count = 2  # photographs of a person that are spoiled, level by level
     deleted: Share = 0.1  # of the places that are blanked, on the hand where it is known
 
     @field_validator("shown", "models", "reranking")

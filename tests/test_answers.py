@@ -19,12 +19,11 @@ from handclip_lib.evaluate.expansion import fit_whitening, whiten
 from handclip_lib.evaluate.explanation import CAM, ROLLOUT, Look, look
 from handclip_lib.evaluate.pairs import distinct, pairs_of
 from handclip_lib.evaluate.protocol import evaluate
-from handclip_lib.evaluate.scenarios import scenarios
+from handclip_lib.evaluate.scenarios import evaluate_all, scenarios
 from handclip_lib.evaluate.verification import verification_metrics
 from handclip_lib.models.checkpoint import save_checkpoint
 from handclip_lib.models.clip import load_comparator
 from handclip_lib.report import answers
-from handclip_lib.report.abroad import There
 from handclip_lib.report.explain import hand_table
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.runs import open_run
@@ -143,18 +142,6 @@ def test_some_persons_are_strangers(p, manifest, spaces):
     assert found["m"]["n_non_mated"] > 0 and len(spans["m"]["rank1"]) == 2
 
 
-def test_answers_from_other_data_sets_stand_beside_the_scenarios(p, manifest, spaces):
-    scores = {"rank1": {"mean": 0.5}}
-    there = {"abroad": There("others", "", {"m": scores, "n": {}}, {}, {}, 2, {})}
-    found = answers.asked([MODEL], spaces, {"own": manifest}, there, p)
-    assert list(found) == ["m"] and list(found["m"]) == ["own", "abroad"]
-    space, boots = spaces["m"], (p.evaluation.bootstrap, p.seed)
-    assert found["m"]["own"] == evaluate(space.z, list(space.images), manifest, *boots)["own"]
-    assert found["m"]["abroad"] == scores
-    away = {"abroad": There("others", "", {}, {}, {"m": [3]}, 2, {})}
-    assert list(answers.asked([MODEL], spaces, {"own": manifest}, away, p)["m"]) == ["own"]
-
-
 # --- explanations, and what is kept -------------------------------------------------------------
 
 
@@ -238,7 +225,7 @@ def test_what_is_kept_can_be_written(p, table, manifest, models, shown, tmp_path
     fabric = make_fabric(p)
     ranked = {"mba": answers.ranked(models[1], spaces["mba"], manifest, table, p, fabric)}
     kept = answers.kept(
-        answers.asked(models, spaces, asked, {}, p), ranked, found, {}, worth,
+        {n: evaluate_all(s.of, asked, 100) for n, s in spaces.items()}, ranked, found, {}, worth,
         strangers, {}, {}, explained,
     )  # fmt: skip
     run = open_run("06_eval_rerank", p)

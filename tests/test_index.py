@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.params import load
 from handclip_lib.report import index_runs
@@ -20,7 +21,6 @@ from handclip_lib.report.page import banner
 from handclip_lib.report.runs import open_run, run_folder
 
 TITLE = "drawn hands (demonstration)"
-METRICS = ("rank1", "rank5", "rank10", "map", "map_trapezoid", "minp")
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,12 @@ import pandas as pd
 import pytest
 
 from handclip_lib.evaluate.explanation import Explanation
+from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.evaluate.statistics import paired_test
 from handclip_lib.params import load
 from handclip_lib.report import errors, matrix, summary
 from handclip_lib.report.explain import hand_table
 from handclip_lib.report.lineup import Contender
-from handclip_lib.report.taught import losses_of
-
-METRICS = ("rank1", "rank5", "rank10", "map", "map_trapezoid", "minp")
 
 
 def scored(mean: float, half: float = 0.05, *galleries: str) -> dict:
@@ -123,12 +121,12 @@ def study():
     ],
 )
 def test_losses_in_words(study, name, words):
-    assert losses_of(study, name) == words
+    assert summary.losses_of(study, name) == words
 
 
 def test_what_stage_1_began_with_is_said():
     told = load(study="smoke", overrides={"stage1.pretrain": "m", "pretrain.variants": {"m": {}}})
-    assert losses_of(told, "stage1") == "m, then cross-entropy"
+    assert summary.losses_of(told, "stage1") == "m, then cross-entropy"
 
 
 def test_matrix_table():

@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex
 
 from handclip_lib.data.augment import Augmenter
 from handclip_lib.data.preprocess import Preprocess
+from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.report import galleries, overview, plots, projections
 from handclip_lib.report.canvas import DPI, GOOD, canvas, identity_marks
 from handclip_lib.schema_train import Augment
@@ -21,7 +22,7 @@ def _score(mean):
 
 
 def _gallery(mean):
-    metrics = {m: _score(mean) for m in plots.METRICS}
+    metrics = {m: _score(mean) for m in METRICS}
     return metrics | {"queries": 20, "gallery": 5, "persons": 5}
 
 

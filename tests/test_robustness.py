@@ -169,7 +169,7 @@ def test_a_hand_is_found_in_a_share_of_the_photographs_that_count(manifest):
 def p(tmp_path_factory: pytest.TempPathFactory) -> Params:
     toy_hands.small_towers(tmp_path_factory.mktemp("configs"))
     csv = toy_chain.squares(tmp_path_factory.mktemp("hands"), persons=8)
-    return toy_chain.told(csv, comparison={"spoiled": 2})
+    return toy_chain.told(csv, comparison={"spoiled_queries": 2})
 
 
 @pytest.fixture(scope="module")

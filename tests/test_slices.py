@@ -12,7 +12,7 @@ from handclip_lib.evaluate.statistics import percentiles, person_bootstrap
 from handclip_lib.report.groups import (
     error_table,
     identity_accuracy,
-    scenario_intervals,
+    intervals,
     scenario_name,
     slice_intervals,
     slice_table,
@@ -329,14 +329,14 @@ def test_scenarios_and_persons_are_drawn():
     score = {m: {"mean": 0.5, "ci95": [0.4, 0.6]} for m in ("rank1", "map")}
     score |= {"persons": 20, "queries": 90, "gallery": 80}
     models = {"one": {"own": score, "cross_dorsal_l": score}, "two": {"cross_dorsal_l": score}}
-    fig = scenario_intervals(models, "scenarios")
+    fig = intervals(models, "scenarios")
     labels = [t.get_text() for t in fig.axes[0].get_yticklabels()]
     assert labels == [
         "own gallery\n20 persons, gallery of 80", "in dorsal left\n20 persons, gallery of 80"
     ]  # fmt: skip
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["one", "two"]
     assert scenario_name("person_level") == "any hand of the person"
-    assert scenario_intervals({}, "none").axes
+    assert intervals({}, "none").get_supxlabel() == "no scenario could be scored"
     columns = {"rank1": [0.2, 1.0], "low": [0.1, 0.7], "high": [0.4, 1.0], "photographs": [9, 4]}
     fig = identity_accuracy(pd.DataFrame(columns, index=[7, 3]), "persons")
     dots = fig.axes[0].collections[1].get_offsets()

@@ -15,9 +15,7 @@ from handclip_lib.evaluate.expansion import fit_whitening, whiten
 from handclip_lib.evaluate.explanation import Explanation, agreements, explanation, faced, look
 from handclip_lib.evaluate.pairs import by_kind, distinct, pairs_of
 from handclip_lib.evaluate.protocol import evaluate
-from handclip_lib.evaluate.scenarios import evaluate_all
 from handclip_lib.evaluate.ways import ways
-from handclip_lib.report.abroad import There
 from handclip_lib.report.calibrated import calibrated
 from handclip_lib.report.errors import plain
 from handclip_lib.report.lineup import Contender
@@ -85,25 +83,6 @@ def open_set(
     }
     spans = {n: openset.open_set_intervals(f, _SAMPLES, p.seed) for n, f in found.items()}
     return {name: openset.open_set_metrics(f) for name, f in found.items()}, spans
-
-
-def asked(
-    models: Sequence[Contender],
-    spaces: Mapping[str, Space],
-    scenarios: Mapping[str, pd.DataFrame],
-    there: Mapping[str, There],
-    p: Params,
-) -> dict[str, dict[str, Any]]:
-    """{model: {scenario: scores}}, other data sets among them, where the model was asked there.
-
-    there: what `abroad.answered` gives.
-    """
-    boots = (p.evaluation.bootstrap, p.seed)
-    found = {one.name: evaluate_all(spaces[one.name].of, scenarios, *boots) for one in models}
-    for name, answers in there.items():
-        for model in found.keys() & answers.scores.keys():
-            found[model][name] = answers.scores[model]
-    return found
 
 
 def ranked(

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -74,6 +75,25 @@ def grid_lines(ax: Axes, axis: str = "y") -> None:
     """Faint lines behind the marks, along which values are read off."""
     ax.grid(axis="x" if axis == "x" else "y", color="#E4E7EB", linewidth=0.8)
     ax.tick_params(length=0)
+
+
+def key(fig: Figure, of: Axes | Sequence[Artist], note: str = "") -> None:
+    """What marks stand for, below the figure: those of `of` that have names, under a note.
+
+    As many stand side by side as the figure has room for.
+    """
+    marks = of.get_legend_handles_labels()[0] if isinstance(of, Axes) else list(of)
+    longest = max((len(str(mark.get_label())) for mark in marks), default=0)
+    columns = int(fig.get_figwidth() / (0.075 * longest + 0.55))  # inches of letters and line
+    fig.legend(
+        handles=marks, loc="outside lower left", ncols=max(1, min(columns, len(marks))),
+        title=note or None, title_fontsize=9, alignment="left",
+    )  # fmt: skip
+
+
+def points_tick(value: float, _place: int) -> str:
+    """A tick of an axis of differences of 0–1 metrics, in points: `+2.5`, `−10`, `0`."""
+    return f"{100 * value:+.3g}".replace("-", "−") if abs(value) > 1e-9 else "0"
 
 
 def whole_numbers(ax: Axes, axes: str) -> None:

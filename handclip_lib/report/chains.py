@@ -20,12 +20,14 @@ from handclip_lib.report.canvas import (
     QUIET,
     canvas,
     grid_lines,
+    key,
+    points_tick,
     saying,
     styled,
 )
 from handclip_lib.report.heats import task_name, ticked
+from handclip_lib.report.page import in_points
 from handclip_lib.report.plots import scatter, space_note
-from handclip_lib.report.sweeps import signed
 from handclip_lib.report.transfers import SCALARS, scalar
 
 _PERCENT = PercentFormatter(1.0, 0, " %")
@@ -70,7 +72,7 @@ def forgetting_curves(
     ax.set_xlabel("after the step")
     _score_axis(ax, metric)
     note = "tested on (a large dot: after its own step; whiskers: 95 % intervals over persons)"
-    _key(fig, ax.get_legend_handles_labels()[0], note)
+    key(fig, ax, note)
     return fig
 
 
@@ -96,7 +98,7 @@ def transfer_forest(chains: Mapping[str, Mapping[str, Any]], title: str, metric:
         ax.set_ylim(len(chains) - 0.4, -0.6)
         ax.set_title(_MEANING[name], fontsize=9.5)
         ax.set_xlabel(metric if name == SCALARS[0] else f"points of {metric}")
-        ax.xaxis.set_major_formatter(_PERCENT if name == SCALARS[0] else FuncFormatter(_tick))
+        ax.xaxis.set_major_formatter(_PERCENT if name == SCALARS[0] else FuncFormatter(points_tick))
         ax.locator_params("x", nbins=4)
         grid_lines(ax, "x")
     for ax in axes[0, 1:]:
@@ -116,7 +118,7 @@ def _forest_row(ax: Axes, at: int, told: tuple[float, float, float] | None, name
         colour = (GOOD if value > 0 else BAD) if sure else INK
         ax.plot([low, high], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
         ax.plot(value, at, marker="o", color=colour, markersize=6)
-        words = _points(value) if is_change else f"{100 * value:.1f} %"
+        words = in_points(value) if is_change else f"{100 * value:.1f} %"
     ax.annotate(words, (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
 
 
@@ -151,7 +153,7 @@ def wise_curve(
     ax.set_xlabel("α: 0 is the start, 1 the end of training")
     _score_axis(ax, metric)
     note = "tested on (shaded: 95 % interval of the mean over persons)"
-    _key(fig, ax.get_legend_handles_labels()[0], note)
+    key(fig, ax, note)
     return fig
 
 
@@ -188,7 +190,7 @@ def all_aspects(
         Line2D([], [], ls="", marker="o", color=colour, label=task_name(view))
         for view, colour in colours.items()
     ]
-    _key(fig, dots, space_note(people, identities, list(planes)))
+    key(fig, dots, space_note(people, identities, list(planes)))
     return fig
 
 
@@ -212,19 +214,3 @@ def _score_axis(ax: Axes, metric: str) -> None:
     ax.set_ylabel(metric)
     ax.yaxis.set_major_formatter(_PERCENT)
     grid_lines(ax)
-
-
-def _key(fig: Figure, handles: Sequence[Artist], note: str) -> None:
-    columns = min(6, len(handles))
-    fig.legend(
-        handles=list(handles), loc="outside lower left", ncols=columns,
-        title=note, title_fontsize=9, alignment="left",
-    )  # fmt: skip
-
-
-def _points(value: float) -> str:
-    return signed(value) if abs(value) >= 5e-4 else "0"
-
-
-def _tick(value: float, _place: int) -> str:
-    return f"{100 * value:+.3g}".replace("-", "−") if abs(value) > 1e-9 else "0"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from handclip_lib.evaluate.retrieval import METRICS as COLUMNS
+from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.evaluate.statistics import holm, paired_test
 from handclip_lib.report.canvas import (
     BAD,
@@ -19,14 +19,14 @@ from handclip_lib.report.canvas import (
     blank,
     canvas,
     grid_lines,
+    points_tick,
     saying,
     styled,
 )
-from handclip_lib.report.page import p_text
-from handclip_lib.report.plots import GALLERIES, METRICS, scatter, space_note
+from handclip_lib.report.page import GALLERIES, SHOWN, WORDS, in_points, p_text, signed_span
+from handclip_lib.report.plots import scatter, space_note
 from handclip_lib.report.summary import percent
 
-TESTED = ("rank1", "map")
 _BETTER = {
     "intra_cosine": "higher",
     "inter_cosine": "lower",
@@ -53,8 +53,8 @@ def paired_tests(
         if not frame[keys].equals(base[keys]):
             raise ValueError(f"{name} and {reference} did not answer the same queries in one order")
     tests: dict[str, dict[str, dict[str, Any]]] = {}
-    for metric in TESTED:
-        column = COLUMNS[metric]
+    for metric in SHOWN:
+        column = METRICS[metric]
         found = {
             name: paired_test(base[column], frame[column], base["pid"], seed=seed)
             for name, frame in queries.items()
@@ -72,7 +72,7 @@ def per_person(frame: pd.DataFrame) -> dict[str, list[float]]:
     be compared person by person afterwards.
     """
     groups = frame.groupby("pid")
-    means, counts = groups[["rank1", "ap"]].mean().round(6), groups.size()
+    means, counts = groups[[METRICS[metric] for metric in SHOWN]].mean().round(6), groups.size()
     return {
         str(pid): [*pair, int(n)]
         for pid, pair, n in zip(means.index, means.to_numpy().tolist(), counts, strict=True)
@@ -92,7 +92,7 @@ def comparison_table(
         for metric, found in of_metric.items():
             for name, galleries in scores.items():
                 row = {"score (%)": percent(galleries[gallery][metric])}
-                key = (GALLERIES[gallery], METRICS[metric], name)
+                key = (GALLERIES[gallery], WORDS[metric], name)
                 rows[key] = row | _tested(found.get(name))
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index = pd.MultiIndex.from_tuples(rows, names=["gallery", "metric", "variant"])
@@ -103,11 +103,10 @@ def _tested(test: Mapping[str, Any] | None) -> dict[str, str]:
     names = ("difference (points)", "p", "p (Holm)", "detectable (points)")
     if test is None:
         return dict.fromkeys(names, "–")
-    low, high = test["ci95"]
-    shown = f"{100 * test['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    shown = signed_span(test["difference"], test["ci95"])
     reach = f"{100 * test['detectable']:.1f}" if test["detectable"] else "–"
     values = (shown, p_text(test["p"]), p_text(test["holm"]), reach)
-    return {name: value.replace("-", "−") for name, value in zip(names, values, strict=True)}
+    return dict(zip(names, values, strict=True))
 
 
 def geometry_table(spaces: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
@@ -135,9 +134,9 @@ def difference_forest(tests: Tests, reference: str, title: str) -> Figure:
         ax.axvline(0, color=INK, linewidth=1)
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
-        ax.set_title(METRICS[metric])
+        ax.set_title(WORDS[metric])
         ax.set_xlabel(f"points above {reference}")
-        ax.xaxis.set_major_formatter(FuncFormatter(_tick))
+        ax.xaxis.set_major_formatter(FuncFormatter(points_tick))
         grid_lines(ax, "x")
     for ax in axes[0, 1:]:
         ax.tick_params(labelleft=False)
@@ -155,16 +154,8 @@ def _forest_row(ax: Axes, at: int, test: Mapping[str, Any]) -> None:
     band.sticky_edges.x.clear()  # else the axis could end where the bar does
     ax.plot([low, high], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
     ax.plot(mean, at, marker="o", color=colour, markersize=6)
-    words = f"{_points(mean)}, p {'' if test['holm'] < 0.001 else '= '}{p_text(test['holm'])}"
+    words = f"{in_points(mean)}, p {'' if test['holm'] < 0.001 else '= '}{p_text(test['holm'])}"
     ax.annotate(words, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−") if abs(value) >= 5e-4 else "0"
-
-
-def _tick(value: float, _place: int) -> str:
-    return f"{100 * value:+.3g}".replace("-", "−") if abs(value) > 1e-9 else "0"
 
 
 @styled
@@ -176,7 +167,7 @@ def person_changes(
     queries: {model: `evaluate.protocol.per_query`}, the same queries in each. Left a dot a person,
     its area the number of queries; above the diagonal the person is found more readily.
     """
-    means = {name: queries[name].groupby("pid")[COLUMNS[metric]].mean() for name in (before, after)}
+    means = {name: queries[name].groupby("pid")[METRICS[metric]].mean() for name in (before, after)}
     change = (means[after] - means[before]).sort_values(kind="stable")
     colours = np.where(change > 1e-9, GOOD, np.where(change < -1e-9, BAD, QUIET))
     counts = queries[after].groupby("pid").size()[change.index]
@@ -190,7 +181,7 @@ def person_changes(
         clip_on=False, zorder=3,
     )  # fmt: skip
     left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=before, ylabel=after, box_aspect=1)
-    left.set_title(f"{METRICS[metric]} of each person")
+    left.set_title(f"{WORDS[metric]} of each person")
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
     right.bar(range(len(change)), change, 0.85, color=colours)
@@ -198,7 +189,7 @@ def person_changes(
     right.set_xlabel("persons, in order of their change")
     right.set_xticks([])
     right.set_ylabel("change in points")
-    right.yaxis.set_major_formatter(FuncFormatter(_tick))
+    right.yaxis.set_major_formatter(FuncFormatter(points_tick))
     up, down = int((change > 1e-9).sum()), int((change < -1e-9).sum())
     right.set_title(f"{up} better, {len(change) - up - down} the same, {down} worse")
     for ax in (left, right):

@@ -13,6 +13,7 @@ from handclip_lib.report.canvas import (
     blank,
     canvas,
     grid_lines,
+    key,
     saying,
     styled,
     whole_numbers,
@@ -109,9 +110,5 @@ def _key(fig: Figure, ax: Axes, names: list[str], is_marked: bool) -> None:
     note += " A ring marks the epoch whose weights were kept." if is_marked else ""
     if len(names) == 1:
         fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
-        return
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(
-        handles, labels, loc="outside lower left", ncols=min(5, len(labels)),
-        title=note, title_fontsize=9, alignment="left",
-    )  # fmt: skip
+    else:
+        key(fig, ax, note)

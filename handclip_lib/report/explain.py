@@ -22,6 +22,7 @@ from handclip_lib.report.canvas import (
     blank,
     canvas,
     grid_lines,
+    key,
     photograph,
     saying,
     styled,
@@ -196,7 +197,7 @@ def deletions(
     ax.set_xticks(range(len(scores)), [_wrapped(name) for name in scores])
     ax.set_ylabel("change of the cosine")
     grid_lines(ax)
-    fig.legend(loc="outside lower left", ncols=3)
+    key(fig, ax)
     return fig
 
 

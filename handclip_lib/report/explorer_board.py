@@ -11,7 +11,7 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.evaluate.protocol import GALLERIES
 from handclip_lib.report.explorer import Explored, Scene, coloured_by
 from handclip_lib.report.explorer_plots import column_title
-from handclip_lib.report.plots import GALLERIES as GALLERY_TITLES
+from handclip_lib.report.page import GALLERIES as GALLERY_TITLES
 from handclip_lib.report.projections import TITLES
 
 MENUS = {

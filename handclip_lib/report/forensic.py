@@ -1,6 +1,6 @@
 """Figures of verification, evidence and open-set search; models keep their colours by position."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from handclip_lib.report.canvas import (
     QUIET,
     canvas,
     grid_lines,
+    key,
     saying,
     styled,
 )
@@ -146,7 +147,7 @@ def score_histograms(
     lines = [Line2D([], [], color=c, label=_counted(k, scores)) for k, c in colours.items()]
     if thresholds:
         lines.append(Line2D([], [], color=INK, ls="--", label="threshold from other persons"))
-    _legend(fig, lines, "")
+    key(fig, lines)
     return fig
 
 
@@ -223,13 +224,4 @@ def _counted(kind: str, scores: Mapping[str, Mapping[str, np.ndarray]]) -> str:
 
 def _finish(fig: Figure, ax: Axes, note: str) -> None:
     grid_lines(ax)
-    _legend(fig, ax.get_legend_handles_labels()[0], note)
-
-
-def _legend(fig: Figure, handles: Sequence[Any], note: str) -> None:
-    longest = max((len(handle.get_label()) for handle in handles), default=0)
-    columns = int(fig.get_figwidth() / (0.075 * longest + 0.55))  # inches of letters and line
-    fig.legend(
-        handles=list(handles), loc="outside lower left", ncols=max(1, min(columns, len(handles))),
-        title=note or None, title_fontsize=9, alignment="left",
-    )  # fmt: skip
+    key(fig, ax, note)

@@ -1,6 +1,6 @@
 """Figures and tables of scenarios, of groups of persons, and of single persons."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,11 @@ from matplotlib.ticker import PercentFormatter
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.data.check import quantity
-from handclip_lib.report.canvas import INK, PALETTE, QUIET, canvas, grid_lines, saying, styled
+from handclip_lib.report.canvas import INK, PALETTE, QUIET, canvas, grid_lines, key, saying, styled
 from handclip_lib.report.errors import share
-from handclip_lib.report.plots import METRICS
+from handclip_lib.report.page import SHOWN
 from handclip_lib.report.summary import percent, spanned
 
-_SHOWN = ("rank1", "map")
 _TRAITS = {"skinColor": "skin tone", "nailPolish": "nail polish"}
 _SCENARIOS = {
     "own": "own gallery",
@@ -35,40 +34,38 @@ def scenario_name(name: str) -> str:
 
 
 @styled
-def scenario_intervals(models: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Figure:
-    """Rank-1 and mAP of every scenario with 95 % intervals over persons, a colour a model.
+def intervals(
+    of: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    title: str,
+    empty: str = "no scenario could be scored",
+) -> Figure:
+    """Rank-1 and mAP with 95 % intervals over persons: a colour a key of `of`, a row a key below.
 
-    models: {model: what `evaluate.scenarios.evaluate_all` gives}. Scenarios differ in who is asked
-    for and in what is searched, written beside their names: only models can be compared, not rows.
+    of: {model: `evaluate.scenarios.evaluate_all`'s} or `others.by_place`. Beside a row stand the
+    persons and the gallery that all its dots are of: rows that differ there cannot be compared.
+    empty: what the figure says where nothing was scored.
     """
-    names = list(dict.fromkeys(name for scores in models.values() for name in scores))
+    names = list(dict.fromkeys(name for scores in of.values() for name in scores))
     if not names:
-        return saying(title, "no scenario could be scored")
-    fig, axes = canvas(title, 1, 2, (10.5, 1.7 + (0.34 + 0.14 * len(models)) * len(names)))
+        return saying(title, empty)
+    fig, axes = canvas(title, 1, 2, (10.5, 1.7 + (0.34 + 0.14 * len(of)) * len(names)))
     fig.set_layout_engine("constrained", wspace=0.06)
-    first = {n: next(s[n] for s in models.values() if n in s) for n in names}
-    labels = [
-        f"{scenario_name(n)}\n{s['persons']} persons, gallery of {s['gallery']:,}"
-        for n, s in first.items()
-    ]
-    for ax, metric in zip(axes[0], _SHOWN, strict=True):
-        for i, (model, scores) in enumerate(models.items()):
-            shift = 0.5 * (i - (len(models) - 1) / 2) / max(1, len(models) - 1) * (len(models) > 1)
-            for at, name in enumerate(names):
-                if name in scores:
-                    colour = PALETTE[i % len(PALETTE)]
-                    _dot(
-                        ax,
-                        at + shift,
-                        scores[name][metric],
-                        colour,
-                        model * (name == next(iter(scores))),
-                    )
-        _rows(ax, labels, METRICS[metric], ax is axes[0, 0])
-    if len(models) > 1:
-        handles, words = axes[0, 0].get_legend_handles_labels()
-        fig.legend(handles, words, loc="outside lower left", ncols=min(4, len(words)))
+    labels = [_row_name(name, [s[name] for s in of.values() if name in s]) for name in names]
+    for ax, (metric, words) in zip(axes[0], SHOWN.items(), strict=True):
+        for i, (told, scores) in enumerate(of.items()):
+            shift = 0.5 * (i / max(1, len(of) - 1) - 0.5) * (len(of) > 1)
+            for name, score in scores.items():
+                label = told * (name == next(iter(scores)))
+                _dot(ax, names.index(name) + shift, score[metric], PALETTE[i % len(PALETTE)], label)
+        _rows(ax, labels, words, ax is axes[0, 0])
+    if len(of) > 1:
+        key(fig, axes[0, 0], "lines: 95 % intervals over persons")
     return fig
+
+
+def _row_name(name: str, scores: Sequence[Mapping[str, Any]]) -> str:
+    counts = {f"\n{s['persons']} persons, gallery of {s['gallery']:,}" for s in scores}
+    return scenario_name(name) + (counts.pop() if len(counts) == 1 else "")
 
 
 @styled
@@ -84,7 +81,7 @@ def slice_intervals(slices: Mapping[str, Any], title: str) -> Figure:
     labels = [label for label, _, _ in rows]
     fig, axes = canvas(title, 1, 2, (10.5, 1.3 + 0.27 * len(rows)))
     fig.set_layout_engine("constrained", wspace=0.06)
-    for ax, metric in zip(axes[0], _SHOWN, strict=True):
+    for ax, (metric, words) in zip(axes[0], SHOWN.items(), strict=True):
         for at, (_, scores, between) in enumerate(rows):
             if between is not None:
                 _write(ax, at, gap(between[metric]), INK)
@@ -92,7 +89,7 @@ def slice_intervals(slices: Mapping[str, Any], title: str) -> Figure:
                 _write(ax, at, _FEW, "#7B8794")
             else:
                 _dot(ax, at, scores[metric], PALETTE[0])
-        _rows(ax, labels, METRICS[metric], ax is axes[0, 0])
+        _rows(ax, labels, words, ax is axes[0, 0])
     for label, (_, scores, _) in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if scores else "bold")
     return fig
@@ -128,10 +125,10 @@ def slice_table(slices: Mapping[str, Any]) -> pd.DataFrame:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for trait, found in slices.items():
         for group, scores in _inhabited(found):
-            shown = {METRICS[m]: percent(scores[m]) if scores[m] else _FEW for m in _SHOWN}
+            shown = {w: percent(scores[m]) if scores[m] else _FEW for m, w in SHOWN.items()}
             counts = {"persons": scores["persons"], "queries": f"{scores['queries']:,}"}
             rows[trait_name(trait), group] = counts | shown
-        gaps = {METRICS[m]: gap(b) or "–" for m, b in found["between"].items()}
+        gaps = {SHOWN[m]: gap(b) or "–" for m, b in found["between"].items()}
         rows[trait_name(trait), "difference"] = {"persons": "", "queries": ""} | gaps
     return _indexed(rows)
 

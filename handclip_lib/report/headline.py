@@ -9,10 +9,9 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.charts import MARKS, Interval, interval_bar
+from handclip_lib.report.page import GALLERIES, SHOWN, signed
 from handclip_lib.report.results import Finished, runs_of
-from handclip_lib.report.sweeps import SHOWN, signed
 
-GALLERIES = (("own", "own gallery"), ("all", "all aspects"))
 SAME = 5e-7  # of two scores: the same photographs ranked by the same model
 _KEYS = ["aspect", "notebook", "tag", "variant", "data"]
 _EMPTY = "<td>–</td>"
@@ -60,11 +59,11 @@ def headline(means: pd.DataFrame, runs: list[Finished]) -> str:
             body.append(f'<tr class="group"><th class="name">{name}</th><td colspan="9"></td></tr>')
         body.append(_row(key, numbers, _of(key, runs), changed, end))
     top = "".join(
-        f'<th colspan="2">{_dot(i)}{words}</th>' for i, (_, words) in enumerate(GALLERIES)
+        f'<th colspan="2">{_dot(i)}{words}</th>' for i, words in enumerate(GALLERIES.values())
     )
-    names = "".join(f"<th>{words}</th>" for _ in GALLERIES for _, words in SHOWN)
+    names = "".join(f"<th>{words}</th>" for _ in GALLERIES for words in SHOWN.values())
     extra = '<th colspan="2">against the study</th>' if changed else ""
-    below = "".join(f"<th>{words}</th>" for _, words in SHOWN) if changed else ""
+    below = "".join(f"<th>{words}</th>" for words in SHOWN.values()) if changed else ""
     return (
         '<div class="scroll"><table id="headline"><thead><tr><th class="name"></th>'
         f"{top}<th></th>{extra}<th></th><th></th></tr>"
@@ -97,11 +96,9 @@ def _row(key: Line, numbers: Numbers, runs: list[Finished], changed: bool, top: 
     _, notebook, tag, variant, _ = key
     to = f"#{html.escape(runs[0].anchor)}"
     of = html.escape(notebook + (f", {tag}" if tag else ""))
-    cells = [
-        _cell(numbers.get((gallery, metric)), to) for gallery, _ in GALLERIES for metric, _ in SHOWN
-    ]
+    cells = [_cell(numbers.get((gallery, metric)), to) for gallery in GALLERIES for metric in SHOWN]
     bar = interval_bar(_intervals(numbers), top)
-    changes = [_change(numbers.get(("own", metric))) for metric, _ in SHOWN] if changed else []
+    changes = [_change(numbers.get(("own", metric))) for metric in SHOWN] if changed else []
     seeds = " ".join(
         f'<a href="#{html.escape(run.anchor)}">{run.metrics["seed"]}</a>' for run in runs
     )
@@ -132,7 +129,7 @@ def _change(number: Mapping[str, Any] | None) -> str:
 
 def _intervals(numbers: Numbers) -> list[Interval]:
     """Rank-1 in each gallery."""
-    told = [numbers[g, "rank1"] for g, _ in GALLERIES if (g, "rank1") in numbers]
+    told = [numbers[g, "rank1"] for g in GALLERIES if (g, "rank1") in numbers]
     return [(of["mean"], of["ci95_low"], of["ci95_high"]) for of in told]
 
 
@@ -153,7 +150,7 @@ def _of(key: Line, runs: list[Finished]) -> list[Finished]:
 
 def _are_same(one: Numbers, other: Numbers) -> bool:
     """Whether the same seeds found the same in the own gallery."""
-    keys = [("own", metric) for metric, _ in SHOWN]
+    keys = [("own", metric) for metric in SHOWN]
     return all(
         one[k]["seeds"] == other[k]["seeds"] and abs(one[k]["mean"] - other[k]["mean"]) < SAME
         for k in keys

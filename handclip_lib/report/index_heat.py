@@ -7,8 +7,8 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.report.headline import SAME
+from handclip_lib.report.page import SHOWN
 from handclip_lib.report.results import Finished
-from handclip_lib.report.sweeps import SHOWN
 
 _LEAST = 0.1  # what the scale spans at least: no deep colour for small differences
 _ACROSS = "by_aspect"  # what a notebook found in the aspects that it was not asked for
@@ -23,7 +23,7 @@ def heat_rows(means: pd.DataFrame, runs: list[Finished]) -> dict[Row, Cells]:
     means: `results.seed_means`. A chain counts in every aspect that it was scored in. Rows of one
     tag and variant whose numbers agree wherever both have some are one row.
     """
-    own = means[(means["gallery"] == "own") & means["metric"].isin([key for key, _ in SHOWN])]
+    own = means[(means["gallery"] == "own") & means["metric"].isin(list(SHOWN))]
     found: dict[tuple[str, str, str], Cells] = {}
     for table in (_across(runs), own):
         for _, row in table.iterrows():
@@ -50,7 +50,7 @@ def _across(runs: list[Finished]) -> pd.DataFrame:
         for run in runs
         for aspect, variants in run.metrics.get(_ACROSS, {}).items()
         for variant, galleries in variants.items()
-        for metric, _ in SHOWN
+        for metric in SHOWN
     ]
     keys = ["notebook", "tag", "variant", "aspect", "metric"]
     table = pd.DataFrame(rows, columns=[*keys, "mean"])
@@ -72,8 +72,8 @@ def heat(means: pd.DataFrame, runs: list[Finished]) -> str:
     aspects = [a for a in ASPECTS if any(a in cells for cells in rows.values())]
     if not aspects:
         return ""
-    scales = {metric: _scale(rows, metric) for metric, _ in SHOWN}
-    top = "".join(f'<th colspan="{len(aspects)}">{words}</th>' for _, words in SHOWN)
+    scales = {metric: _scale(rows, metric) for metric in SHOWN}
+    top = "".join(f'<th colspan="{len(aspects)}">{words}</th>' for words in SHOWN.values())
     names = "".join(f"<th>{html.escape(_short(a))}</th>" for _ in SHOWN for a in aspects)
     body = "".join(_row(key, cells, aspects, scales) for key, cells in rows.items())
     return (
@@ -92,7 +92,7 @@ def _row(
     below = html.escape(", ".join(numbers) + (f" · {tag}" if tag else ""))
     shown = "".join(
         _cell(cells.get(aspect, {}).get(metric), *scales[metric])
-        for metric, _ in SHOWN
+        for metric in SHOWN
         for aspect in aspects
     )
     name = html.escape(variant)

@@ -16,15 +16,15 @@ from handclip_lib.models.clip import Encoder, encoder_of
 from handclip_lib.params import ParamError, resolve
 from handclip_lib.report.results import Finished, finished_runs
 from handclip_lib.report.runs import Run, reports_root
-from handclip_lib.report.taught import CHAINED, STAGE1, losses_of
+from handclip_lib.report.summary import CHAINED, STAGE1, losses_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model, did_you_mean
-from handclip_lib.train import stages
+from handclip_lib.train import pretrain, stages
 from handclip_lib.train.job import persons_taught
 
 ZERO_SHOT = "zero_shot"
 _TRAINED = ("02_stage1", "03_stage2_losses", "04_prompt_learning")
-_CHAIN, _PRETRAIN = "05_sequential_chain", "08_pretrain"
+_CHAIN = "05_sequential_chain"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _there(p: Params) -> list[Contender]:
         found += _trained(one)
     for one in _of_all_aspects(runs, _CHAIN, p.aspect):
         found += _chained(one)
-    for one in _of_all_aspects(runs, _PRETRAIN, p.aspect):
+    for one in _of_all_aspects(runs, pretrain.NOTEBOOK, p.aspect):
         found += _trained(one)
     return found + [_further(told, p) for told in p.comparison.models]
 

@@ -9,11 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from handclip_lib.evaluate.retrieval import METRICS as COLUMNS
+from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.evaluate.statistics import holm, paired_test
 from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, saying, styled
 from handclip_lib.report.lineup import Contender
-from handclip_lib.report.plots import GALLERIES, METRICS, retrieval_bars
+from handclip_lib.report.page import GALLERIES, SHOWN, WORDS, in_points
+from handclip_lib.report.plots import retrieval_bars
 from handclip_lib.report.summary import percent
 
 Scores = Mapping[str, Mapping[str, Any]]  # model -> gallery -> `evaluate.protocol.evaluate`'s
@@ -36,7 +37,7 @@ def matrix_table(
     rows = {}
     for one in contenders:
         own, others = scores[one.name]["own"], scores[one.name].get("all")
-        found = {label: percent(own[key]) for key, label in METRICS.items()}
+        found = {label: percent(own[key]) for key, label in WORDS.items()}
         found["mAP, all aspects"] = percent(others["map"]) if others else "–"
         quality = geometry[one.name]
         more = {"losses": one.losses} | _cost(one)
@@ -67,7 +68,7 @@ def pairwise(
 
     queries: {model: `evaluate.protocol.per_query`}; a test is what `paired_test` gives and `holm`.
     """
-    column = COLUMNS[metric]
+    column = METRICS[metric]
     found = {
         (a, b): paired_test(
             queries[a][column], queries[b][column], queries[a]["pid"], samples, seed
@@ -99,8 +100,7 @@ def pairwise_heat(tests: Mapping[PAIRS, Mapping[str, Any]], title: str, metric: 
     shown = ax.imshow(points, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
     for (i, j), value in np.ndenumerate(points):
         if i != j:
-            words = f"{100 * value:+.1f}".replace("-", "−") if abs(value) >= 5e-4 else "0"
-            words += "*" if sure[i, j] else ""
+            words = in_points(value) + "*" * bool(sure[i, j])
             colour = "white" if abs(value) > 0.65 * reach else INK
             weight = "bold" if sure[i, j] else "normal"
             ax.text(
@@ -117,7 +117,7 @@ def pairwise_heat(tests: Mapping[PAIRS, Mapping[str, Any]], title: str, metric: 
 
 def bars(scores: Scores, title: str) -> Figure:
     """Rank-1 and mAP of every model in both galleries."""
-    return retrieval_bars(scores, title, metrics=("rank1", "map"))
+    return retrieval_bars(scores, title, metrics=tuple(SHOWN))
 
 
 def ways_table(
@@ -137,7 +137,7 @@ def ways_table(
             for name, of_way in scores.items()
         }
     )
-    return frame.rename_axis(index=f"{METRICS[metric]}, {GALLERIES[gallery]}")
+    return frame.rename_axis(index=f"{WORDS[metric]}, {GALLERIES[gallery]}")
 
 
 @styled
@@ -148,7 +148,7 @@ def ways_change(scores: Mapping[str, Scores], title: str, gallery: str = "own") 
     """
     first, *ways = next(iter(scores.values()))
     fig, axes = canvas(title, 1, 2, (10.0, 1.7 + 0.42 * len(ways)))
-    for ax, metric in zip(axes[0], ("rank1", "map"), strict=True):
+    for ax, (metric, words) in zip(axes[0], SHOWN.items(), strict=True):
         for i, (name, of_way) in enumerate(scores.items()):
             base = of_way[first][gallery][metric]["mean"]
             gains = [of_way[way][gallery][metric]["mean"] - base for way in ways]
@@ -158,7 +158,7 @@ def ways_change(scores: Mapping[str, Scores], title: str, gallery: str = "own") 
         ax.axvline(0, color=INK, linewidth=1)
         ax.set_yticks(range(len(ways)), ways)
         ax.set_ylim(len(ways) - 0.5, -0.5)
-        ax.set_title(METRICS[metric])
+        ax.set_title(words)
         ax.set_xlabel(f"points above {first}")
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, 0, ""))
         grid_lines(ax, "x")

@@ -1,9 +1,15 @@
-"""The look of every page: one style sheet for screen, phone and paper, nothing from outside."""
+"""The look of every page, nothing from outside; the words for numbers there and in figures."""
 
 import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from handclip_lib.evaluate.retrieval import METRICS
+
+_WORDS = ("rank-1", "rank-5", "rank-10", "mAP", "mAP (trapezoid)", "mINP")
+WORDS = dict(zip(METRICS, _WORDS, strict=True))
+SHOWN = {metric: WORDS[metric] for metric in ("rank1", "map")}  # tested, and shown first
+GALLERIES = {"own": "own gallery", "all": "all aspects"}
 CSS = """
 :root{color-scheme:light dark;--ink:#1f2933;--soft:#52606d;--line:#d9dfe6;--paper:#fff;
 --shade:#f4f6f8;--link:#0b63a5;--warn:#fff4e0;--warnline:#e69f00;--good:#00795a}
@@ -171,3 +177,19 @@ def percent_cell(mean: float, interval: Iterable[float]) -> str:
 def p_text(p: float) -> str:
     """`0.034`, or `< 0.001`."""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def signed(value: float) -> str:
+    """`+3.1` or `−0.4`: a difference of 0–1 metrics, in points of per cent."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")  # no −0.0
+
+
+def in_points(value: float) -> str:
+    """`signed`, but `0` without sign and digit where that is all there is."""
+    return signed(value) if abs(value) >= 5e-4 else "0"
+
+
+def signed_span(value: float, span: Iterable[float]) -> str:
+    """A difference in points with its interval: `+3.1 [−0.4, +6.2]`."""
+    low, high = span
+    return f"{signed(value)} [{signed(low)}, {signed(high)}]"

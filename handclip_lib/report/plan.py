@@ -20,14 +20,14 @@ from handclip_lib.report.notebook import find_notebook
 from handclip_lib.report.runs import differences, read_json, run_folder
 from handclip_lib.report.stamp import library_sha256
 from handclip_lib.schema import Params
-from handclip_lib.train.pretrain import pretrain_manifest
+from handclip_lib.train.pretrain import NOTEBOOK, pretrain_manifest
 from handclip_lib.train.states import in_chain
 
 _FIRST = "00_splits"  # seconds, and it says what is wrong with the data
 _ALONE = (_FIRST, "01_baseline")  # nothing of theirs is taken by others
 _WEIGHTS = {"03_stage2_losses": "02_stage1", "04_prompt_learning": "02_stage1"}
 _TAKE_ALL = ("06_eval_rerank", "07_explorer")  # whatever the others of an aspect and seed left
-_CHAIN, _PRETRAIN = "05_sequential_chain", "08_pretrain"
+_CHAIN, _PRETRAIN = "05_sequential_chain", NOTEBOOK
 _ACROSS = (_CHAIN, _PRETRAIN)  # of all aspects at once
 _LATER = {"stage1", "stage2", "stage3a", "stage3b", "chain", "comparison"}  # than pre-training
 

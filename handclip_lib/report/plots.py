@@ -19,19 +19,12 @@ from handclip_lib.report.canvas import (
     canvas,
     grid_lines,
     identity_marks,
+    key,
     styled,
     whole_numbers,
 )
+from handclip_lib.report.page import GALLERIES, WORDS
 
-METRICS = {
-    "rank1": "rank-1",
-    "rank5": "rank-5",
-    "rank10": "rank-10",
-    "map": "mAP",
-    "map_trapezoid": "mAP (trapezoid)",
-    "minp": "mINP",
-}
-GALLERIES = {"own": "own gallery", "all": "all aspects"}
 _BARS = 12  # side by side in a panel; the numbers above more of them run into each other
 _MARKS = {"own": (PALETTE[0], "o"), "all": (PALETTE[5], "s")}
 
@@ -54,8 +47,7 @@ def retrieval_bars(
     for ax, gallery in zip(axes[0], shown, strict=True):
         _variant_bars(ax, {n: v[gallery] for n, v in variants.items() if gallery in v}, metrics)
         ax.set_title(f"{GALLERIES[gallery]}{_counted(variants, gallery)}")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower left", ncols=min(4, len(labels)))
+    key(fig, axes[0, 0])
     return fig
 
 
@@ -71,7 +63,7 @@ def _variant_bars(
         _whiskers(ax, at, mean, (mean - low, high - mean), "y")
         for x, value, top in zip(at, mean, high, strict=True):
             ax.text(x, top + 0.015, f"{100 * value:.0f}", ha="center", fontsize=9)
-    ax.set_xticks(range(len(metrics)), [METRICS[m] for m in metrics])
+    ax.set_xticks(range(len(metrics)), [WORDS[m] for m in metrics])
     _percent(ax)
     ax.set_ylim(0, 1.1)
     grid_lines(ax)
@@ -101,13 +93,12 @@ def _variant_rows(
                 place: Any = {"xytext": (26, 0), "textcoords": "offset points"}
                 ax.annotate(f"{100 * value:.0f}", (1, y), **place, **look)
         ax.hlines(np.arange(1, len(variants)) - 0.5, 0, 1, color="#E4E7EB", linewidth=0.8, zorder=0)
-        ax.set(xlim=(0, 1), ylim=(len(variants) - 0.45, -0.55), title=METRICS[metric])
+        ax.set(xlim=(0, 1), ylim=(len(variants) - 0.45, -0.55), title=WORDS[metric])
         ax.set_xticks(np.linspace(0, 1, 6 if len(metrics) < 3 else 3))
         ax.set_yticks(range(len(variants)), variants if ax is axes[0, 0] else [""] * len(variants))
         _percent(ax, "x")
         grid_lines(ax, "x")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower left", ncols=1)
+    key(fig, axes[0, 0])
     return fig
 
 

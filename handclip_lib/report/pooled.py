@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from handclip_lib.evaluate.statistics import holm, paired_test, person_bootstrap
-from handclip_lib.report.page import p_text, percent_cell
+from handclip_lib.report.page import SHOWN, p_text, percent_cell, signed
 from handclip_lib.report.results import PLACE, Finished, persons_of
 from handclip_lib.report.significance import star
-from handclip_lib.report.sweeps import SHOWN, signed
 
 
 def pooled(runs: list[Finished]) -> pd.DataFrame:
@@ -36,7 +35,7 @@ def pooled_table(table: pd.DataFrame) -> str:
     """HTML of `pooled`; "" where there is nothing to pool."""
     if table.empty:
         return ""
-    names = "".join(f"<th>{words}</th><th>difference</th>" for _, words in SHOWN)
+    names = "".join(f"<th>{words}</th><th>difference</th>" for words in SHOWN.values())
     body = []
     for notebook, part in table.groupby("notebook", sort=False):
         reference, runs = part["reference"].iloc[0], part["runs"].iloc[0]
@@ -74,7 +73,7 @@ def _of_notebook(notebook: str, runs: list[Finished]) -> list[dict[str, Any]]:
     known = [set(r.metrics["paired"].get("own", {}).get("map", {})) for r in runs]
     variants = [v for v in runs[0].metrics["paired"]["own"]["map"] if all(v in k for k in known)]
     rows = []
-    for metric, _ in SHOWN:
+    for metric in SHOWN:
         before, persons = _scores(runs, reference, metric)
         told = {v: _scores(runs, v, metric)[0] for v in variants}
         tests = {v: paired_test(before, after, persons) for v, after in told.items()}

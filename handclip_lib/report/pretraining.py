@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from handclip_lib.evaluate.geometry import geometry, knn_accuracy
-from handclip_lib.report.canvas import PALETTE, canvas, grid_lines, saying, styled
+from handclip_lib.report.canvas import PALETTE, canvas, grid_lines, key, saying, styled
 from handclip_lib.report.heats import task_name
 from handclip_lib.schema_train import Pretrain
 from handclip_lib.train.classes import classes_of
 
 _USES = {"train": "learnt from", "val": "kept back", "select": "held out"}
+_SETTINGS = ("labelled", "keys", "momentum", "queue", "predictor", "temperature")
 _SHOWN = ("alignment", "uniformity", "effective_rank")
 
 
@@ -41,28 +42,12 @@ def pool_table(pool: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def methods_table(variants: Mapping[str, Pretrain]) -> pd.DataFrame:
-    """A row a variant: what counts as a match, what it is told from, by whose keys."""
-    rows = {}
-    for name, told in variants.items():
-        first, last = (f"{share:g}" for share in told.momentum)
-        kept = first if first == last else f"{first} to {last}"
-        rows[name] = {
-            "a match is": _match(told.labelled),
-            "told from": f"earlier views, {told.queue} at most" if told.queue else "the batch's",
-            "keys by": f"a follower ({kept})" if told.keys == "momentum" else "the tower itself",
-            "predictor": "yes" if told.predictor else "–",
-            "temperature": f"{told.temperature:g}",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
-
-
-def _match(labelled: float) -> str:
-    """What a photograph's view is to agree with, where this share of the persons has labels."""
-    words = "a view of the same photograph"
-    if not labelled:
-        return words
-    known = "any photograph of the same identity"
-    return known if labelled == 1 else f"{words}; {known} for {100 * labelled:.0f} % of the persons"
+    """A row a variant: the settings of `pretrain` in which the methods differ."""
+    rows = {
+        name: {key: str(value) for key, value in told.model_dump(include={*_SETTINGS}).items()}
+        for name, told in variants.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")[[*_SETTINGS]]
 
 
 def known_persons(
@@ -123,8 +108,5 @@ def share_curves(facts: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
     ax.set_ylabel("mAP, held-out training persons")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{100 * value:g} %"))
     grid_lines(ax)
-    fig.legend(
-        loc="outside lower left", ncols=5, title="a ring marks the share that is kept",
-        title_fontsize=9, alignment="left",
-    )  # fmt: skip
+    key(fig, ax, "a ring marks the share that is kept")
     return fig

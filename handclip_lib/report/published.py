@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from handclip_lib.report.plots import GALLERIES
+from handclip_lib.report.page import GALLERIES
 
 _FILE = Path(__file__).with_name("published.csv")
 _PRINTED = ["rank1", "rank5", "rank10", "map"]
@@ -40,18 +40,25 @@ def published(dataset: str, aspect: str) -> pd.DataFrame:
 def published_table(dataset: str, aspect: str) -> pd.DataFrame:
     """`published` for readers: a row a method, by gallery, the best rank-1 first, in per cent.
 
-    An mAP that was derived is in brackets. Of a method with versions (`… v5, …`) the best stands
-    for all, with their number and their range in the notes.
+    Below them what was trained on that data set and tested on another, any aspect. An mAP that was
+    derived is in brackets. Of a method with versions (`… v5, …`) the best stands for all, with
+    their number and their range in the notes.
     """
-    frame = published(dataset, aspect)
-    frame = frame.sort_values(["gallery", "rank1"], ascending=[True, False], kind="stable")
+    away = _rows()
+    away = away[away["trained"].str.startswith(f"{dataset} ") & (away["dataset"] != dataset)]
+    both = (
+        part.sort_values(["gallery", "rank1"], ascending=[True, False], kind="stable")
+        for part in (published(dataset, aspect), away)
+    )
+    frame = pd.concat(both)
     frame["family"] = frame["method"].str.replace(r" v\d+", "", regex=True)
     rows = []
-    for _, versions in frame.groupby(["gallery", "trained", "family"], sort=False):
+    for _, versions in frame.groupby(["dataset", "gallery", "trained", "family"], sort=False):
         row: dict[Any, Any] = versions.iloc[0].to_dict()
+        elsewhere = f"{row['dataset']}, " * (row["dataset"] != dataset)
         rows.append(
             {
-                "gallery": f"{GALLERIES[row['gallery']]} ({row['entries']:,})",
+                "gallery": f"{elsewhere}{GALLERIES[row['gallery']]} ({row['entries']:,})",
                 "method": row["method"],
                 "trained on": row["trained"] or "–",
                 **{f"rank-{k}": _percent(row[f"rank{k}"]) for k in (1, 5, 10)},
@@ -62,38 +69,6 @@ def published_table(dataset: str, aspect: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index(["gallery", "method"]) if rows else pd.DataFrame()
-
-
-def published_across() -> pd.DataFrame:
-    """Published results on another data set than the one that trained them, per cent.
-
-    A row a method: at home and there, each with its gallery, and what rank-1 lost in points, of
-    which the larger gallery there has its part. An mAP in brackets is derived.
-    """
-    frame = _rows()
-    at_home = frame["trained"].str.split(" ").str[0] == frame["dataset"]
-    both = frame[~at_home & (frame["trained"] != "")].merge(
-        frame[at_home], on=["method", "trained"], suffixes=(" there", "")
-    )
-    rows = {}
-    for _, row in both.iterrows():
-        lost = f"{100 * (row['rank1 there'] - row['rank1']):+.2f}".replace("-", "−")
-        told = _side(row, "", "at home") | _side(row, " there", f"on {row['dataset there']}")
-        rows[row["trained"], row["method"]] = told | {
-            ("", "rank-1 (points)"): lost,
-            ("", "source"): row["source"],
-        }
-    return pd.DataFrame(rows).T.rename_axis(["trained on", "method"])
-
-
-def _side(row: "pd.Series[Any]", which: str, words: str) -> dict[tuple[str, str], str]:
-    standard = row[f"ap{which}"] == "standard"
-    return {
-        (words, "gallery"): f"{GALLERIES[row[f'gallery{which}']]} ({row[f'entries{which}']:,})",
-        (words, "rank-1"): _percent(row[f"rank1{which}"]),
-        (words, "mAP"): _percent(row[f"map{which}"], not standard),
-        (words, "mAP (trapezoid)"): _percent(row[f"map_trapezoid{which}"], standard),
-    }
 
 
 def _versions(rank1: pd.Series) -> str:

@@ -38,12 +38,12 @@ def spoiled(
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """{model: {kind of `data.spoil.KINDS`: `robustness.curve`}} on the own gallery.
 
-    `p.comparison.spoiled` query photographs of each person are spoiled before a tower fits them to
-    its size, so that every tower gets the same evidence; galleries stay as they are. A level also
-    tells `hand_found`: the share of pictures in which `fit: hand` found one. A kind that can be
-    done to the photographs of fewer than two persons is left out, which is printed.
+    `p.comparison.spoiled_queries` of each person are spoiled before a tower fits them to its size,
+    so that every tower gets the same evidence; galleries stay as they are. A level also tells
+    `hand_found`: the share of pictures in which `fit: hand` found one. A kind that can be done to
+    the photographs of fewer than two persons is left out, which is printed.
     """
-    asked = robustness.asked(manifest, p.comparison.spoiled)
+    asked = robustness.asked(manifest, p.comparison.spoiled_queries)
     names = asked.loc[asked["split"] == "query", "image"].unique().tolist()
     towers = {one.name: _tower(one, spaces[one.name], table, p) for one in models}
     boots = (p.evaluation.bootstrap, p.seed)

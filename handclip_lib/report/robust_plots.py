@@ -16,12 +16,13 @@ from handclip_lib.report.canvas import (
     blank,
     canvas,
     grid_lines,
+    key,
     photograph,
     saying,
     styled,
     tight,
 )
-from handclip_lib.report.plots import METRICS
+from handclip_lib.report.page import WORDS, signed_span
 from handclip_lib.report.summary import percent
 
 WORN = "accessories"  # the scenario that stands beside what is done to photographs
@@ -99,7 +100,7 @@ def robustness_curves(
     _dress_single(axes.flat[len(several)], single, worn)
     blank(axes.flat[count:])
     _scale(axes, count)
-    _key(fig, axes[0, 0], f"{METRICS[metric]} of {most} photographs, in all draws")
+    key(fig, axes[0, 0], f"{WORDS[metric]} of {most} photographs, in all draws")
     return fig
 
 
@@ -148,14 +149,6 @@ def _scale(axes: np.ndarray, count: int) -> None:
         ax.tick_params(labelleft=False)
 
 
-def _key(fig: Figure, ax: Axes, note: str) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(
-        handles, labels, loc="outside lower left", ncols=min(5, len(labels)),
-        title=note, title_fontsize=9, alignment="left",
-    )  # fmt: skip
-
-
 def change_table(curves: Curves, metric: str = "rank1") -> pd.DataFrame:
     """A row a kind and model: the score as the photographs are, and what levels change.
 
@@ -166,26 +159,20 @@ def change_table(curves: Curves, metric: str = "rank1") -> pd.DataFrame:
     rows = {}
     for model, of in curves.items():
         for kind, levels in of.items():
-            told, last = KINDS[kind], levels[-1]
+            told, change = KINDS[kind], levels[-1][metric]["change"]
             at = f" at {told.label(told.levels[-1])}" * (len(told.levels) > 1)
             rows[told.words, model] = {
-                f"{METRICS[metric]}, as it is (%)": percent(levels[0][metric]),
-                "change at the hardest (points)": _points(last[metric]["change"]) + at,
+                f"{WORDS[metric]}, as it is (%)": percent(levels[0][metric]),
+                "change at the hardest (points)": signed_span(change["mean"], change["ci95"]) + at,
                 "sure from": _sure_from(told, [level[metric]["change"] for level in levels[1:]]),
                 "unit": told.unit or "–",
-                "hand found (%)": f"{100 * last['hand_found']:.0f}",
+                "hand found (%)": f"{100 * levels[-1]['hand_found']:.0f}",
             }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     if rows:
         frame.index = pd.MultiIndex.from_tuples(rows, names=["spoiled", "model"])
         frame = frame.loc[list(dict.fromkeys(kind for kind, _ in rows))]
     return frame
-
-
-def _points(change: Mapping[str, Any]) -> str:
-    low, high = change["ci95"]
-    text = f"{100 * change['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return text.replace("-", "−")
 
 
 def _sure_from(told: Kind, changes: Sequence[Mapping[str, Any]]) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
-from handclip_lib.report.page import p_text
+from handclip_lib.report.page import SHOWN, p_text, signed
 from handclip_lib.report.results import Finished
-from handclip_lib.report.sweeps import SHOWN, signed
 
 LEVEL = 0.05  # a corrected p of this at most holds
 
@@ -38,7 +37,7 @@ def _of(run: Finished) -> list[dict[str, Any]]:
         head
         | {"variant": variant, "metric": metric, "difference": test["difference"]}
         | {"low": test["ci95"][0], "high": test["ci95"][1], "p_holm": test["holm"]}
-        for metric, _ in SHOWN
+        for metric in SHOWN
         for variant, test in m.get("paired", {}).get("own", {}).get(metric, {}).items()
     ]
 
@@ -85,7 +84,7 @@ def star(p_holm: float) -> str:
 def _table(name: str, rows: list[str]) -> str:
     if not rows:
         return ""
-    heads = "".join(f"<th>{words}</th>" for _, words in SHOWN)
+    heads = "".join(f"<th>{words}</th>" for words in SHOWN.values())
     return (
         f'<div class="scroll"><table id="{name}"><thead><tr><th class="name">comparison</th>{heads}'
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -99,7 +98,7 @@ def _row(two: pd.DataFrame) -> str:
     name = html.escape(f"{first['variant']} against {first['reference']}")
     link = f'<a href="#{html.escape(first["anchor"])}">{name}</a>'
     told: Mapping[Any, Any] = two.set_index("metric").to_dict("index")
-    cells = "".join(_cell(told.get(metric)) for metric, _ in SHOWN)
+    cells = "".join(_cell(told.get(metric)) for metric in SHOWN)
     return f'<tr><td class="name">{link}<small>{html.escape(of)}</small></td>{cells}</tr>'
 
 

@@ -11,8 +11,8 @@ from handclip_lib.evaluate import transfer
 from handclip_lib.evaluate.protocol import GALLERIES
 from handclip_lib.report.chains import wise_curve
 from handclip_lib.report.heats import task_name
+from handclip_lib.report.page import SHOWN
 from handclip_lib.report.summary import percent
-from handclip_lib.report.sweeps import SHOWN
 from handclip_lib.schema import Params
 from handclip_lib.train.blends import Sweep
 from handclip_lib.train.chain import ordered
@@ -73,7 +73,7 @@ def aspect_table(
         (task_name(task), gallery, words): [percent(of[m][gallery][metric]) for m in models]
         for task, of in scores.items()
         for gallery in GALLERIES
-        for metric, words in SHOWN
+        for metric, words in SHOWN.items()
         if gallery in of[models[0]]
     }
     index = pd.MultiIndex.from_tuples(list(rows), names=["aspect", "gallery", "metric"])
@@ -86,7 +86,7 @@ def cells_of(frames: Mapping[str, Frames], tasks: Mapping[str, Task]) -> dict[st
     several = {n: f"set {known.index(t.dataset) + 1}" for n, t in tasks.items()}
     sets = several if len(known) > 1 else None
     return {
-        name: {metric: transfer.cells(of, metric, sets) for metric, _ in SHOWN}
+        name: {metric: transfer.cells(of, metric, sets) for metric in SHOWN}
         for name, of in frames.items()
     }
 

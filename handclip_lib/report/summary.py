@@ -1,4 +1,4 @@
-"""Tables of a report: scores with their intervals, and what each tower is."""
+"""Tables of a report: scores with their intervals, what each tower is, what losses taught it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +8,12 @@ from pandas.io.formats.style import Styler
 
 from handclip_lib.losses import tried
 from handclip_lib.models.clip import Encoder
-from handclip_lib.report.plots import METRICS
-from handclip_lib.schema_train import Stage2
+from handclip_lib.params import guided_variants, pretrain_variants, stage2_variants
+from handclip_lib.report.page import WORDS
+from handclip_lib.schema import Params
+from handclip_lib.schema_train import Pretrain, Stage2, Stage3b, Training
 
+STAGE1, CHAINED = "stage1", "chain"  # models
 _PROSE = 40  # letters: longer values are sentences, and may break
 _STAYS = "\u00a0"  # a space at which no line breaks
 
@@ -21,12 +24,12 @@ def score_table(variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     variants: {name: {"own" | "all": scores of `evaluate.protocol.evaluate`}}.
     """
     columns = {
-        (name, gallery): {label: percent(scores[key]) for key, label in METRICS.items()}
+        (name, gallery): {label: percent(scores[key]) for key, label in WORDS.items()}
         | {word: scores[word] for word in ("queries", "gallery", "persons")}
         for name, galleries in variants.items()
         for gallery, scores in galleries.items()
     }
-    index = [*METRICS.values(), "queries", "gallery", "persons"]
+    index = [*WORDS.values(), "queries", "gallery", "persons"]
     names = (
         pd.MultiIndex.from_tuples(list(columns), names=["model", "gallery"])
         if columns
@@ -102,3 +105,21 @@ def loss_table(variants: Mapping[str, Stage2]) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["weight", "on", "with"])
     frame.index = pd.MultiIndex.from_tuples(rows, names=["variant", "loss"])
     return frame
+
+
+def losses_of(p: Params, name: str) -> str:
+    """By what losses a study trains the model of this name; a dash: none of its own."""
+    if name == CHAINED:
+        return f"chain of {p.chain.recipe}"
+    stages: dict[str, Training] = {STAGE1: p.stage1, **pretrain_variants(p)}
+    stages |= {**stage2_variants(p), **guided_variants(p)}
+    if name not in stages:
+        return "–"
+    told = stages[name]
+    if isinstance(told, Pretrain):
+        return "contrast of views" + " and identities" * bool(told.labelled)
+    words = [loss.type.replace("_", "-") for loss in told.losses]
+    if isinstance(told, Stage3b) and told.text != "none":
+        words.append(f"text ({told.text})")
+    before = f"{p.stage1.pretrain}, then " if name == STAGE1 and p.stage1.pretrain else ""
+    return before + " + ".join(words)

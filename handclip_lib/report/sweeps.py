@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
-from handclip_lib.report.page import p_text, percent_cell
+from handclip_lib.report.page import SHOWN, p_text, percent_cell, signed
 
-SHOWN = (("rank1", "rank-1"), ("map", "mAP"))
 _EMPTY = "<td>–</td>"
 
 
@@ -35,8 +34,8 @@ def comparison(numbers: pd.DataFrame) -> str:
             blocks.append(_compared(str(tag), run.set_index("metric").to_dict("index")))
     if not blocks:
         return ""
-    names = "".join(f"<th>{words}</th>" for _, words in SHOWN)
-    changes = "".join(f"<th>{words} against it</th>" for _, words in SHOWN)
+    names = "".join(f"<th>{words}</th>" for words in SHOWN.values())
+    changes = "".join(f"<th>{words} against it</th>" for words in SHOWN.values())
     return (
         '<div class="scroll"><table id="variants"><thead>'
         f'<tr><th class="name">run</th>{names}{changes}</tr></thead>'
@@ -49,13 +48,12 @@ def comparison(numbers: pd.DataFrame) -> str:
 
 
 def _headline(table: pd.DataFrame) -> pd.DataFrame:
-    shown = [key for key, _ in SHOWN]
-    return table[(table["gallery"] == "own") & table["metric"].isin(shown)]
+    return table[(table["gallery"] == "own") & table["metric"].isin(list(SHOWN))]
 
 
 def _compared(tag: str, run: Mapping[Any, Any]) -> str:
     """A row of the sweep's table. run: metric -> its row of the results."""
-    numbers = [run[key] for key, _ in SHOWN]
+    numbers = [run[metric] for metric in SHOWN]
     cells = "".join(percent_cell(n["mean"], (n["ci95_low"], n["ci95_high"])) for n in numbers)
     name = html.escape(tag) if tag else "the study itself"
     changes = "".join(map(_change, numbers))
@@ -70,8 +68,3 @@ def _change(number: Mapping[str, Any]) -> str:
         low, high = (signed(number[k]) for k in ("difference_low", "difference_high"))
         below = f"<small>{low} to {high}, p {p_text(number['p_holm'])}</small>"
     return f"<td>{signed(number['difference'])}{below}</td>"
-
-
-def signed(value: float) -> str:
-    """`+3.1` or `−0.4`: a difference of 0–1 metrics, in points of per cent."""
-    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")  # no −0.0

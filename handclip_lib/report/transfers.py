@@ -17,9 +17,8 @@ from handclip_lib.evaluate.transfer import (
     pool,
     transfer,
 )
-from handclip_lib.report.page import percent_cell
+from handclip_lib.report.page import SHOWN, percent_cell, signed
 from handclip_lib.report.results import Finished
-from handclip_lib.report.sweeps import SHOWN, signed
 
 SCALARS = ("average", "backward", "forward", "forgetting")  # the first a mean, the others changes
 _NOTEBOOK, _REFERENCE = "05_sequential_chain", "chain"
@@ -49,7 +48,7 @@ def transfer_table(chains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.
     rows = {
         (name, words): [_shown(scalar(of[metric], column), column) for column in SCALARS]
         for name, of in chains.items()
-        for metric, words in SHOWN
+        for metric, words in SHOWN.items()
     }
     index = pd.MultiIndex.from_tuples(list(rows), names=["chain", "metric"])
     columns = [f"{c} ({'%' if c == SCALARS[0] else 'points'})" for c in SCALARS]
@@ -81,7 +80,7 @@ def pooled_transfers(runs: list[Finished]) -> pd.DataFrame:
     first, *others = told.values()
     names = [n for n in first["cells"] if all(_steps(m, n) == _steps(first, n) for m in others)]
     rows = []
-    for metric, _ in SHOWN:
+    for metric in SHOWN:
         cells = {n: pool([from_plain(m["cells"][n][metric]) for m in told.values()]) for n in names}
         for name, of in cells.items():
             learned = first["learned"][name]
@@ -97,7 +96,7 @@ def _steps(metrics: Mapping[str, Any], name: str) -> Any:
     """What must agree where seeds are pooled: steps, tasks and who taught them; None: no chain."""
     if name not in metrics["cells"]:
         return None
-    of = metrics["cells"][name][SHOWN[0][0]]
+    of = metrics["cells"][name][next(iter(SHOWN))]
     return of["rows"], of["tasks"], metrics["learned"][name]
 
 
@@ -137,7 +136,7 @@ def transfers_table(table: pd.DataFrame) -> str:
     names = "".join(f"<th>{words}</th>" for words in heads)
     counts = f"{table['seeds'].iloc[0]} seeds, {table['persons'].iloc[0]} persons"
     body = []
-    for metric, words in SHOWN:
+    for metric, words in SHOWN.items():
         body.append(
             f'<tr><th class="name" colspan="{len(heads) + 1}">{words}'
             f" <small>{counts}</small></th></tr>"

@@ -2,52 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning_fabric as lf
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.data import splits, tables
 from handclip_lib.data.check import listed
 from handclip_lib.evaluate.protocol import evaluate, per_query
+from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.evaluate.scenarios import in_smaller_gallery
+from handclip_lib.evaluate.statistics import person_bootstrap
+from handclip_lib.models.weights import WeightsError
 from handclip_lib.params import ParamError, other_data
-from handclip_lib.report.between import HOME, Between, between, colours, key, means, wise_curves
-from handclip_lib.report.canvas import canvas, grid_lines, saying, styled
-from handclip_lib.report.compare import paired_tests
+from handclip_lib.report.compare import Tests, paired_tests
 from handclip_lib.report.lineup import Contender
-from handclip_lib.report.page import p_text
-from handclip_lib.report.published import published_across, published_table
+from handclip_lib.report.page import SHOWN
 from handclip_lib.report.spaces import space_of
-from handclip_lib.report.summary import percent
-from handclip_lib.report.sweeps import SHOWN, signed
 from handclip_lib.schema import Params
+from handclip_lib.train import blends
 from handclip_lib.train.job import persons_taught
-from handclip_lib.train.states import Task
+from handclip_lib.train.states import State, Task
 
-__all__ = [
-    "HOME",
-    "NONE",
-    "There",
-    "answered",
-    "between",
-    "change",
-    "kept",
-    "lost_table",
-    "named",
-    "places",
-    "places_table",
-    "published_across",
-    "published_table",
-    "side_by_side",
-    "there_table",
-    "wise_curves",
-]
-
+HOME = "home"  # the study's own data, in figures and files
 NONE = "No other data set was asked for: comparison.others names some."
 
 
@@ -69,6 +50,24 @@ class There:
     left_out: Mapping[str, Sequence[int]]
     size: int
     equal: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class WiseFT:
+    """Weights between the study's tower as it is (alpha 0) and a model (1); nothing is trained.
+
+    model: its name; scores: {data set: {alpha: {metric: {mean, ci95}}}} in own galleries, home
+    first; tests: {data set: `paired_tests` of every alpha against the model}; held: {alpha: mAP of
+    held-out training persons}, empty without; chosen: the alpha that they prefer, of equals the
+    larger, None without; why: in words, where there are no such weights.
+    """
+
+    model: str
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    tests: Mapping[str, Tests]
+    held: Mapping[str, float]
+    chosen: float | None
+    why: str = ""
 
 
 def places(
@@ -169,7 +168,7 @@ def _equal(
     return {
         metric: {HOME: before[metric], "there": after[metric]}
         | change(before[metric], after[metric])
-        for metric, _ in SHOWN
+        for metric in SHOWN
     }
 
 
@@ -187,107 +186,68 @@ def change(home: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
     return {"difference": difference, "ci95": [difference - down, difference + up]}
 
 
-def kept(there: Mapping[str, There], wise: Between) -> dict[str, Any]:
+def means(frame: pd.DataFrame, p: Params) -> dict[str, dict[str, Any]]:
+    """{metric: {mean, ci95}} of rank-1 and mAP of a `per_query` frame, over its draws."""
+    columns = [METRICS[metric] for metric in SHOWN]
+    middle = frame.groupby("draw")[columns].mean().mean()
+    low, high = person_bootstrap(frame[columns], frame["pid"], p.evaluation.bootstrap, p.seed)
+    return {
+        metric: {"mean": float(middle[column]), "ci95": [float(low[i]), float(high[i])]}
+        for i, (metric, column) in enumerate(zip(SHOWN, columns, strict=True))
+    }
+
+
+def by_place(
+    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There]
+) -> dict[str, Mapping[str, Any]]:
+    """{data set: {model: scores in the own gallery}}, home first; empty without other data sets.
+
+    own: {model: {"own": scores at home}}.
+    """
+    home = {model: galleries["own"] for model, galleries in own.items()}
+    return {HOME: home} | {name: found.scores for name, found in there.items()} if there else {}
+
+
+def wise_ft(one: Contender, places: Mapping[str, Task], fabric: lf.Fabric) -> WiseFT:
+    """A model's WiSE-FT curve on the study's own test and on those of other data sets.
+
+    places: as of `places`; a data set is left alone where the model was taught persons
+    who are tested there. The alphas are `chain.wise_ft`. At home are the training persons, of whom
+    those held out choose. Wortsman et al. 2022, arXiv:2109.01903.
+    """
+    if one.tower is None or not one.weights:
+        return _none(one, f"{one.name} was not trained here: nothing lies between it and a start")
+    tasks = {
+        name: place
+        for name, place in places.items()
+        if name == HOME or not one.met(place.table, place.manifest, "query", "gallery")
+    }
+    p = places[HOME].p
+    states = State("start"), State(one.name, HOME, Path(one.tower.name))
+    try:
+        with TemporaryDirectory() as folder:
+            _, sweep = blends.wise_ft(p, tasks, states, Path(folder), fabric)
+    except (ParamError, WeightsError) as error:  # of a tower of another kind
+        return _none(one, f"{one.name} has no weights between it and the study's tower: {error}")
+    last = max(sweep.answers, key=float)
+    frames = {name: {a: of[name] for a, of in sweep.answers.items()} for name in tasks}
+    told = bool(np.isfinite(list(sweep.held.values())).all())
+    return WiseFT(
+        one.name,
+        {n: {a: means(f, p) for a, f in of.items()} for n, of in frames.items()},
+        {name: paired_tests(of, last, p.seed) for name, of in frames.items()},
+        sweep.held if told else {},
+        sweep.alpha if told else None,
+    )
+
+
+def _none(one: Contender, why: str) -> WiseFT:
+    return WiseFT(one.name, {}, {}, {}, None, why)
+
+
+def kept(there: Mapping[str, There], wise: WiseFT) -> dict[str, Any]:
     """The answers on other data sets as metrics.json holds them, plain values: abroad, wise_ft."""
     return {
         "abroad": {name: asdict(found) for name, found in there.items()},
         "wise_ft": asdict(wise),
     }
-
-
-def places_table(places: Mapping[str, Task]) -> pd.DataFrame:
-    """A row a data set: photographs, aspect, and the size of its test.
-
-    Persons are those asked for; entries those of the largest gallery, distractors among them.
-    """
-    rows = {}
-    for name, place in places.items():
-        query, entries = (
-            place.manifest[place.manifest["split"] == s] for s in ("query", "gallery")
-        )
-        rows[name] = {
-            "photographs": place.table.attrs["title"],
-            "aspect": ASPECTS[place.p.aspect].title,
-            "persons": query["pid"].nunique(),
-            "queries of a draw": int(query["draw"].value_counts().max()),
-            "gallery entries": int(entries["draw"].value_counts().max()),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
-
-
-def there_table(there: Mapping[str, There], reference: str) -> pd.DataFrame:
-    """A row a data set and model, of the own gallery there: scores, and against the reference.
-
-    Per cent and points with 95 % intervals; p of the paired tests there, by Holm over the models of
-    that data set. Empty without other data sets.
-    """
-    rows = {}
-    for name, found in there.items():
-        for model, scores in found.scores.items():
-            row = rows[name, model] = dict[str, str]()
-            for metric, words in SHOWN:
-                test = found.tests.get(metric, {}).get(model)
-                row[f"{words} (%)"] = percent(scores[metric])
-                row[f"{words}, above {reference}"] = _points(test)
-                row[f"{words}, p (Holm)"] = p_text(test["holm"]) if test else "–"
-    return _by_place(rows)
-
-
-def lost_table(there: Mapping[str, There]) -> pd.DataFrame:
-    """A row a data set and model: at home, there, and the change, in galleries of one size.
-
-    That is the smaller of the two. Per cent and points with 95 % intervals. Empty without other
-    data sets.
-    """
-    rows = {}
-    for name, found in there.items():
-        for model, equal in found.equal.items():
-            row = rows[name, model] = {"entries": str(found.size)}
-            for metric, words in SHOWN:
-                row[f"{words}, home (%)"] = percent(equal[metric][HOME])
-                row[f"{words}, there (%)"] = percent(equal[metric]["there"])
-                row[f"{words}, change (points)"] = _points(equal[metric])
-    return _by_place(rows)
-
-
-def _by_place(rows: Mapping[tuple[str, str], Mapping[str, str]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows).T
-    return frame.rename_axis(["data set", "model"]) if rows else frame
-
-
-def _points(told: Mapping[str, Any] | None) -> str:
-    if told is None:
-        return "–"
-    low, high = told["ci95"]
-    return f"{signed(told['difference'])} [{signed(low)}, {signed(high)}]"
-
-
-@styled
-def side_by_side(
-    own: Mapping[str, Mapping[str, Any]], there: Mapping[str, There], title: str
-) -> Figure:
-    """Rank-1 and mAP of every model at home and on each other data set, with 95 % intervals.
-
-    own: {model: {"own": scores at home}}. A row a model, a colour a data set.
-    """
-    if not there:
-        return saying(title, NONE)
-    of = {HOME: {model: galleries["own"] for model, galleries in own.items()}}
-    of |= {name: dict(found.scores) for name, found in there.items()}
-    fig, axes = canvas(title, 1, 2, (10.0, 1.6 + (0.12 + 0.11 * len(of)) * len(own)))
-    for ax, (metric, words) in zip(axes[0], SHOWN, strict=True):
-        for i, (name, colour) in enumerate(colours(list(of)).items()):
-            told = [(k, of[name][m][metric]) for k, m in enumerate(own) if m in of[name]]
-            at = np.array([k for k, _ in told]) + (i - (len(of) - 1) / 2) * 0.6 / len(of)
-            ends = np.array([score["ci95"] for _, score in told]).reshape(-1, 2).T
-            ax.hlines(at, *ends, color=colour, linewidth=2)
-            ax.plot([s["mean"] for _, s in told], at, "o", color=colour, markersize=5, label=name)
-        for edge in range(1, len(own)):
-            ax.axhline(edge - 0.5, color="#E4E7EB", linewidth=0.8, zorder=0)
-        ax.set(ylim=(len(own) - 0.5, -0.5), title=words)
-        ax.set_xlim(left=0)
-        ax.set_yticks(range(len(own)), own if ax is axes[0, 0] else [""] * len(own))
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
-        grid_lines(ax, "x")
-    key(fig, axes[0, 0], "tested on (lines: 95 % intervals over persons)")
-    return fig
