@@ -6,7 +6,8 @@ import pytest
 
 from handclip_lib.aspects import CHAIN
 from handclip_lib.report import published as module
-from handclip_lib.report.published import published, published_table
+from handclip_lib.report.matrix import published_table
+from handclip_lib.report.published import published
 
 RAW = pd.read_csv(module._FILE, keep_default_na=False)
 

@@ -14,7 +14,7 @@ from handclip_lib.report.index_heat import heat
 from handclip_lib.report.index_runs import galleries, reports_table, run_blocks, unfinished
 from handclip_lib.report.page import banner, contents, page, percent_cell
 from handclip_lib.report.pooled import pooled, pooled_table
-from handclip_lib.report.results import Finished, finished_runs, one_row_each, results, seed_means
+from handclip_lib.report.results import Finished, finished_runs, results, seed_means, write_results
 from handclip_lib.report.runs import replace_text, reports_root
 from handclip_lib.report.significance import significance, tested
 from handclip_lib.report.sweeps import comparison
@@ -37,7 +37,7 @@ def write_index(p: Params) -> Path:
     numbers = results(runs)
     means = seed_means(numbers, runs)
     together, transfers = pooled(runs), pooled_transfers(runs)
-    _write(root / "results.csv", one_row_each(runs))
+    write_results(p)
     _write(root / "numbers.csv", numbers)
     _write(root / "means.csv", means[means["seeds"] > 1])
     _write(root / "pooled.csv", together)
@@ -65,7 +65,7 @@ def write_index(p: Params) -> Path:
 
 def _write(path: Path, table: pd.DataFrame) -> None:
     """Write the table; one that has become empty leaves no earlier file behind."""
-    if len(table) or path.name in ("results.csv", "numbers.csv"):
+    if len(table) or path.name == "numbers.csv":
         replace_text(path, table.to_csv(index=False, lineterminator="\n"))
     else:
         path.unlink(missing_ok=True)

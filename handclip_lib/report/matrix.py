@@ -15,6 +15,7 @@ from handclip_lib.report.canvas import INK, PALETTE, canvas, grid_lines, saying,
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.page import GALLERIES, SHOWN, WORDS, in_points
 from handclip_lib.report.plots import retrieval_bars
+from handclip_lib.report.published import elsewhere, published
 from handclip_lib.report.summary import percent
 
 Scores = Mapping[str, Mapping[str, Any]]  # model -> gallery -> `evaluate.protocol.evaluate`'s
@@ -165,3 +166,48 @@ def ways_change(scores: Mapping[str, Scores], title: str, gallery: str = "own") 
     axes[0, 1].tick_params(labelleft=False)
     axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
+
+
+def published_table(dataset: str, aspect: str) -> pd.DataFrame:
+    """Published results for readers: a row a method, by gallery, the best rank-1 first, per cent.
+
+    Below them what was trained on that data set and tested on another, any aspect. An mAP that was
+    derived is in brackets. Of a method with versions (`… v5, …`) the best stands for all, with
+    their number and their range in the notes.
+    """
+    both = (
+        part.sort_values(["gallery", "rank1"], ascending=[True, False], kind="stable")
+        for part in (published(dataset, aspect), elsewhere(dataset))
+    )
+    frame = pd.concat(both)
+    frame["family"] = frame["method"].str.replace(r" v\d+", "", regex=True)
+    rows = []
+    for _, versions in frame.groupby(["dataset", "gallery", "trained", "family"], sort=False):
+        row: dict[Any, Any] = versions.iloc[0].to_dict()
+        away = f"{row['dataset']}, " * (row["dataset"] != dataset)
+        rows.append(
+            {
+                "gallery": f"{away}{GALLERIES[row['gallery']]} ({row['entries']:,})",
+                "method": row["method"],
+                "trained on": row["trained"] or "–",
+                **{f"rank-{k}": _printed(row[f"rank{k}"]) for k in (1, 5, 10)},
+                "mAP": _printed(row["map"], row["ap"] != "standard"),
+                "mAP (trapezoid)": _printed(row["map_trapezoid"], row["ap"] == "standard"),
+                "source": row["source"],
+                "notes": _versions(versions["rank1"]) + row["notes"] or "–",
+            }
+        )
+    return pd.DataFrame(rows).set_index(["gallery", "method"]) if rows else pd.DataFrame()
+
+
+def _versions(rank1: pd.Series) -> str:
+    if len(rank1) == 1:
+        return ""
+    low, high = _printed(rank1.min()), _printed(rank1.max())
+    return f"best of {len(rank1)} versions, rank-1 from {low} to {high}; "
+
+
+def _printed(value: float, derived: bool = False) -> str:
+    if np.isnan(value):
+        return "–"
+    return f"[{100 * value:.2f}]" if derived else f"{100 * value:.2f}"

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning_fabric as lf
@@ -26,7 +25,7 @@ from handclip_lib.report.spaces import space_of
 from handclip_lib.schema import Params
 from handclip_lib.train import blends
 from handclip_lib.train.job import persons_taught
-from handclip_lib.train.states import State, Task
+from handclip_lib.train.states import Task
 
 HOME = "home"  # the study's own data, in figures and files
 NONE = "No other data set was asked for: comparison.others names some."
@@ -223,10 +222,8 @@ def wise_ft(one: Contender, places: Mapping[str, Task], fabric: lf.Fabric) -> Wi
         if name == HOME or not one.met(place.table, place.manifest, "query", "gallery")
     }
     p = places[HOME].p
-    states = State("start"), State(one.name, HOME, Path(one.tower.name))
     try:
-        with TemporaryDirectory() as folder:
-            _, sweep = blends.wise_ft(p, tasks, states, Path(folder), fabric)
+        sweep = blends.sweep(p, tasks, Path(one.tower.name), fabric)
     except (ParamError, WeightsError) as error:  # of a tower of another kind
         return _none(one, f"{one.name} has no weights between it and the study's tower: {error}")
     last = max(sweep.answers, key=float)

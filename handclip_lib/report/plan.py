@@ -15,8 +15,8 @@ from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data import splits, tables
 from handclip_lib.data.leaks import SplitError
 from handclip_lib.params import ROOT, load, own_aspect, read_study
-from handclip_lib.report.abroad import places
 from handclip_lib.report.notebook import find_notebook
+from handclip_lib.report.others import places
 from handclip_lib.report.runs import differences, read_json, run_folder
 from handclip_lib.report.stamp import library_sha256
 from handclip_lib.schema import Params

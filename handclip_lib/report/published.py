@@ -7,12 +7,8 @@ compares with were taken from a transcription of the paper's tables.
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-
-from handclip_lib.report.page import GALLERIES
 
 _FILE = Path(__file__).with_name("published.csv")
 _PRINTED = ["rank1", "rank5", "rank10", "map"]
@@ -37,45 +33,11 @@ def published(dataset: str, aspect: str) -> pd.DataFrame:
     return frame[chosen].reset_index(drop=True)
 
 
-def published_table(dataset: str, aspect: str) -> pd.DataFrame:
-    """`published` for readers: a row a method, by gallery, the best rank-1 first, in per cent.
-
-    Below them what was trained on that data set and tested on another, any aspect. An mAP that was
-    derived is in brackets. Of a method with versions (`… v5, …`) the best stands for all, with
-    their number and their range in the notes.
-    """
-    away = _rows()
-    away = away[away["trained"].str.startswith(f"{dataset} ") & (away["dataset"] != dataset)]
-    both = (
-        part.sort_values(["gallery", "rank1"], ascending=[True, False], kind="stable")
-        for part in (published(dataset, aspect), away)
-    )
-    frame = pd.concat(both)
-    frame["family"] = frame["method"].str.replace(r" v\d+", "", regex=True)
-    rows = []
-    for _, versions in frame.groupby(["dataset", "gallery", "trained", "family"], sort=False):
-        row: dict[Any, Any] = versions.iloc[0].to_dict()
-        elsewhere = f"{row['dataset']}, " * (row["dataset"] != dataset)
-        rows.append(
-            {
-                "gallery": f"{elsewhere}{GALLERIES[row['gallery']]} ({row['entries']:,})",
-                "method": row["method"],
-                "trained on": row["trained"] or "–",
-                **{f"rank-{k}": _percent(row[f"rank{k}"]) for k in (1, 5, 10)},
-                "mAP": _percent(row["map"], row["ap"] != "standard"),
-                "mAP (trapezoid)": _percent(row["map_trapezoid"], row["ap"] == "standard"),
-                "source": row["source"],
-                "notes": _versions(versions["rank1"]) + row["notes"] or "–",
-            }
-        )
-    return pd.DataFrame(rows).set_index(["gallery", "method"]) if rows else pd.DataFrame()
-
-
-def _versions(rank1: pd.Series) -> str:
-    if len(rank1) == 1:
-        return ""
-    low, high = _percent(rank1.min()), _percent(rank1.max())
-    return f"best of {len(rank1)} versions, rank-1 from {low} to {high}; "
+def elsewhere(dataset: str) -> pd.DataFrame:
+    """As `published`: what was trained on that data set and tested on another, any aspect."""
+    frame = _rows()
+    chosen = frame["trained"].str.startswith(f"{dataset} ") & (frame["dataset"] != dataset)
+    return frame[chosen].reset_index(drop=True)
 
 
 @cache
@@ -90,9 +52,3 @@ def _rows() -> pd.DataFrame:
     frame["map"] = printed.where(standard, other)
     frame["map_trapezoid"] = other.where(standard, printed)
     return frame[_COLUMNS]
-
-
-def _percent(value: float, derived: bool = False) -> str:
-    if np.isnan(value):
-        return "–"
-    return f"[{100 * value:.2f}]" if derived else f"{100 * value:.2f}"

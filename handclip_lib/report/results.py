@@ -10,7 +10,8 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.evaluate.statistics import holm, paired_test, person_bootstrap
-from handclip_lib.report.runs import read_json
+from handclip_lib.report.runs import read_json, replace_text, reports_root
+from handclip_lib.schema import Params
 
 _COLUMNS = (
     "study", "seed", "aspect", "notebook", "tag", "data", "variant", "gallery", "metric", "mean",
@@ -87,6 +88,13 @@ def one_row_each(runs: list[Finished]) -> pd.DataFrame:
                 row |= {f"{word}_{key}": value for key, value in plain.items()}
             rows.append(row | tail)
     return pd.DataFrame(rows)
+
+
+def write_results(p: Params) -> None:
+    """Write a study's results.csv, `one_row_each` of its finished runs."""
+    root = reports_root(p) / p.study
+    text = one_row_each(finished_runs(root)).to_csv(index=False, lineterminator="\n")
+    replace_text(root / "results.csv", text)
 
 
 def _flat(scores: dict[str, Any], before: str) -> dict[str, Any]:

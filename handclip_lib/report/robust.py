@@ -61,7 +61,8 @@ def spoiled(
                 answers[level] = _answered(towers, asked, table, some, p, fabric, pool)
             else:
                 for name in towers:
-                    found[name][kind] = _curve(name, answers, boots)
+                    of_level = {at: frames[name] for at, frames in answers.items()}
+                    found[name][kind] = robustness.curve(of_level, *boots)
     return found
 
 
@@ -96,11 +97,11 @@ def _answered(
     p: Params,
     fabric: lf.Fabric,
     pool: ThreadPoolExecutor,
-) -> dict[str, tuple[pd.DataFrame, float]]:
-    """{model: (`robustness.answers` of the pictures, share in which a hand was found)}."""
+) -> dict[str, pd.DataFrame]:
+    """{model: `robustness.answers` of the pictures}."""
     names, told = list(pictures), p.evaluation
     rows = table.set_index("image", drop=False).loc[names]
-    fitted: dict[Preprocess, tuple[np.ndarray, float]] = {}
+    fitted: dict[Preprocess, tuple[np.ndarray, list[bool]]] = {}
     answers = {}
     for name, tower in towers.items():
         way = tower.encoder.preprocess
@@ -110,21 +111,12 @@ def _answered(
             pixels = [
                 s[:, ::-1] if is_left else s for (s, _), is_left in zip(seen, left, strict=True)
             ]
-            fitted[way] = np.stack(pixels), float(np.mean([was_found for _, was_found in seen]))
-        pixels_, share = fitted[way]
+            fitted[way] = np.stack(pixels), [was_found for _, was_found in seen]
+        pixels_, found = fitted[way]
         raw = embed.embed_pixels(tower.encoder, pixels_, rows, fabric, told.batch_size)
         z = embed.retrieval_features(raw, told.feature)
-        answers[name] = robustness.answers(asked, tower.gallery_of, names, z), share
+        answers[name] = robustness.answers(asked, tower.gallery_of, names, z, found)
     return answers
-
-
-def _curve(
-    name: str,
-    answers: Mapping[int, Mapping[str, tuple[pd.DataFrame, float]]],
-    boots: tuple[int, int],
-) -> list[dict[str, Any]]:
-    levels = robustness.curve({level: of[name][0] for level, of in answers.items()}, *boots)
-    return [told | {"hand_found": answers[told["level"]][name][1]} for told in levels]
 
 
 def examples(table: pd.DataFrame, manifest: pd.DataFrame) -> dict[str, list[np.ndarray | None]]:
