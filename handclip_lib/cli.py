@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -123,7 +124,8 @@ def _demo_data(asked: argparse.Namespace) -> int:
     usual = kinds.get((asked.layout, asked.laboratory), Params().data)
     told = ("persons", "seed", "shots", "layout", "laboratory")
     said = {key: getattr(asked, key) for key in told if getattr(asked, key) is not None}
-    change = {"root": asked.root or usual.root, "drawn": usual.drawn.model_dump() | said}
+    root = str(Path(asked.root).absolute()) if asked.root else usual.root
+    change = {"root": root, "drawn": usual.drawn.model_dump() | said}
     print(f"drawn hands: {draw(load(study=DEMO, overrides={'data': change}).data, asked.workers)}")
     return 0
 

@@ -231,6 +231,19 @@ def test_a_truncated_file_is_named(share, tmp_path):
             attempt()
 
 
+def test_a_file_that_changed_inside_is_no_longer_taken_for_what_it_says(tmp_path):
+    path = saved(make(), tmp_path)
+    data = bytearray(path.read_bytes())
+    whole = read_checkpoint(path)["sha256"]
+    at = data.find(next(iter(make().model.state_dict().values())).numpy().tobytes()[:16])
+    for i in range(at, at + 8):
+        data[i] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(WeightsError, match=r"ours\.pth is damaged"):
+        read_checkpoint(path)
+    assert whole
+
+
 def test_what_is_not_ours_is_called_what_it_is(tmp_path):
     state = tmp_path / "run.resume.pt"
     write_state(state, "key", {"learner": {}})

@@ -140,6 +140,17 @@ def test_index_shows_the_numbers_of_the_files(reports):
     _check_page(text, parser, reports / "smoke")
 
 
+def test_models_that_score_the_same_are_named_but_not_where_everybody_is_found(reports):
+    run = open_run("03_stage2_losses", load("dorsal_r", "smoke"))
+    told = {"ce": (0.5, 0.6), "ce_triplet": (0.5, 0.6), "mba": (0.5, 0.7)}
+    told |= {"one": (1.0, 1.0), "other": (1.0, 1.0)}
+    variants = {name: _variant(*scores, 4) for name, scores in told.items()}
+    run.save({"data": TITLE, "variants": variants})
+    text = write_index(load(study="smoke")).read_text()
+    (said,) = re.findall(r"The same to the last digit[^.]*\.", text)
+    assert said.endswith("same weights: dorsal right: ce, ce_triplet.")
+
+
 def _check_page(text, parser, root):
     assert f"<h1>{TITLE}</h1>" in text and "say nothing about real ones" in text
     assert "seed0/dorsal_l/01_baseline/report.html" in parser.asks
@@ -365,11 +376,21 @@ def test_index_of_nothing_is_an_error():
         write_index(load(study="smoke"))
 
 
-def test_a_broken_metrics_file_is_named():
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"{}", "has no aspect, notebook"),
+        (b"[]", "does not hold"),
+        (b"\xff", "is not valid JSON"),
+    ],
+)
+def test_a_broken_metrics_file_is_named(content, said):
     folder = run_folder("01_baseline", load("dorsal_r", "smoke"))
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match=r"metrics\.json is not valid JSON"):
+    (folder / "metrics.json").write_bytes(content)
+    (folder / "stamp.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"metrics\.json .*{said}.*is done again"):
         write_index(load(study="smoke"))
 
 

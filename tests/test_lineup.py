@@ -137,12 +137,16 @@ def test_models_come_in_the_order_of_the_notebooks(told, finished, found, capsys
     assert shown.loc["zero_shot"].tolist() == ["the study's tower", "–", "–", "–"]
     row = ["05_sequential_chain", "chain of stage1", "1", chain.weights[:16]]
     assert shown.loc["chain"].tolist() == row
-    same = lineup.distinct(list(models.values()))
+    same = lineup.distinct(list(models.values()), p)
     assert [one.name for one in same] == ["zero_shot", "stage1"], "copies of one toy tower"
     seen = lineup.looked_at(list(models.values()), told(shown=["mba", "ce", "mbaa"]))
     assert [one.name for one in seen] == ["stage1", "mba", "ce", "ce, slow"]
     said = capsys.readouterr().out
     assert "ce, slow has the very weights of stage1: kept from epoch 1" in said
+    (folder / "checkpoints/step2_palmar_r.pth").rename(folder / "gone.pth")
+    (first.parent / "03_stage2_losses/checkpoints/mba.pth").unlink()
+    assert "mba" not in found(p)
+    assert "mba of 03_stage2_losses is left out: there is no " in capsys.readouterr().out
     assert "comparison.shown: no model 'mbaa' is there; did you mean 'mba'?" in said
 
 

@@ -237,7 +237,7 @@ def test_evidence_table():
     }  # fmt: skip
     few = dict.fromkeys(told) | {"persons": 3, "withheld": "3 persons; 5 are needed"}
     found = errors.evidence_table({"m": told, "few": few})
-    assert found.loc["m", "strongest (log₁₀)"] == "−1.50 to 3.25"
+    assert found.loc["m", "bounds of ratios (log₁₀)"] == "−1.50 to 3.25"
     assert found.loc["m", "misleading, genuine (%)"] == "1.0" and found.loc["m", "fitted on"] == 12
     assert found.loc["few", "Cllr (bits)"] == "3 persons; 5 are needed"
     others = [c for c in found if c not in ("Cllr (bits)", "persons")]

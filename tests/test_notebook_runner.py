@@ -150,7 +150,7 @@ def test_a_failure_is_no_success_and_costs_no_earlier_result(tmp_path, reports, 
     names = ("metrics.json", "report.html", "report.ipynb", "figures/old.png")
     for name in names:
         (earlier / name).write_text("{}")
-    with pytest.raises(RunFailed, match=r"wrote no metrics\.json"):
+    with pytest.raises(RunFailed, match=r"wrote no metrics\.json(.|\n)*toy/failed\.ipynb"):
         run_notebook(_toy(tmp_path, "print('failing', aspect)"), {"study": "smoke"})
     assert [(folder / name).read_text() for name in names] == ["{}"] * len(names)
     assert "failing" in (folder / "failed.ipynb").read_text()

@@ -182,6 +182,8 @@ def test_other_towers(tower: str, name: str, tmp_path: Path) -> None:
         "split.select": "none",
         "split.draws": "2",
         "baseline.beside": "null",
+        "pretrain.epochs": "1",
+        "pretrain.variants": "[moco_v3]",
         "stage1.epochs": "1",
         "stage1.head_epochs": "0",
         "stage1.batch_size": "4",

@@ -124,7 +124,7 @@ def test_the_other_set_is_tested_as_the_study_is(study, places):
 def test_four_persons_are_enough_where_nobody_trains(tmp_path):
     few = toy_chain.squares(tmp_path / "few", first=90, persons=4)
     split = {"select": "persons", "legacy_tree": str(tmp_path / "of_home")}
-    other = {"root": str(few), "drawn": {"seed": 1}}  # told apart, but the same photographs
+    other = {"root": str(toy_chain.squares(tmp_path / "more", first=50, persons=4))}
     q = toy_chain.told(few, split=split, comparison={"others": {"few": other}})
     table = tables.read(q)  # as if it had come with a tree of folders
     assert others.places(q, table, table, ())["few"].manifest["pid"].nunique() == 2
@@ -136,9 +136,12 @@ def test_four_persons_are_enough_where_nobody_trains(tmp_path):
         ("home", {"root": "elsewhere"}, "a test is called that"),
         ("own", {"root": "elsewhere"}, "a test is called that"),
         ("palms", {"aspect": "palmar_r"}, "these are the study's own"),
+        ("link", {"root": "link"}, "these are the study's own"),
     ],
 )
-def test_a_data_set_has_a_name_and_photographs_of_its_own(study, home, name, told, words):
+def test_a_data_set_has_a_name_and_photographs_of_its_own(study, home, tmp_path, name, told, words):
+    (tmp_path / "link").symlink_to(study.data.root)
+    told = told | ({"root": str(tmp_path / "link")} if name == "link" else {})
     more = study.comparison.model_copy(update={"others": {name: told}})
     q = study.model_copy(update={"comparison": more})
     with pytest.raises(ParamError, match=rf"comparison\.others\.{name}: {words}"):

@@ -307,7 +307,7 @@ def test_a_harmful_training_leaves_the_start_and_says_so(table, tmp_path, monkey
     p = told(tmp_path, pretrain={"epochs": 2})
     made = learn(p, table, tmp_path / "a")
     assert made.facts["alpha"] == 0 and made.facts["held"] == {"0": 0.9, "0.5": 0.8, "1": 0.7}
-    assert "judge it harmful" in capsys.readouterr().out
+    assert "found best by its start" in capsys.readouterr().out
     for name, value in study_encoder(p).visual.state_dict().items():
         assert torch.equal(value, weights(made)[name])
 

@@ -277,7 +277,7 @@ def curve(*changes: tuple[float, float, float]) -> list[dict]:
 
 SURE, UNSURE = (-0.2, -0.3, -0.1), (-0.1, -0.2, 0.1)
 CURVES = {
-    "blur": curve(SURE, UNSURE, SURE, SURE),
+    "blur": curve(SURE, UNSURE, (-0.4, -0.5, -0.1), SURE),
     "darker": curve(UNSURE, UNSURE, UNSURE, UNSURE),
     "mirrored": curve(SURE),
 }
@@ -288,8 +288,9 @@ def test_the_table_tells_from_where_a_loss_is_sure():
     assert table.index.tolist()[:3] == [("blur", "a"), ("blur", "b"), ("darker", "a")]
     of = table.loc[(slice(None), "a"), :].droplevel("model")
     assert of["sure from"].to_dict() == {"blur": "2", "darker": "–", "mirrored": "yes"}
-    assert of.loc["darker", "change at the hardest (points)"] == "−10.0 [−20.0, +10.0] at −4"
-    assert of.loc["mirrored", "change at the hardest (points)"] == "−20.0 [−30.0, −10.0]"
+    assert of.loc["darker", "largest loss (points)"] == "−10.0 [−20.0, +10.0] at −1"
+    assert of.loc["mirrored", "largest loss (points)"] == "−20.0 [−30.0, −10.0]"
+    assert of.loc["blur", "largest loss (points)"] == "−40.0 [−50.0, −10.0] at 2"
     assert of.loc["blur", "hand found (%)"] == "50"
     assert robust_plots.change_table({"a": {}}).empty
 

@@ -233,15 +233,24 @@ def test_drawn_hands_and_photographs_are_two_populations(reports, tiny, photogra
 @pytest.mark.parametrize(("split", "named", "trained"), [
     ("train", "stage1", True), ("train", "zero_shot", False), ("query", "stage1", False),
 ])  # fmt: skip
-def test_photographs_that_the_study_knows(reports, tiny, photographs, split, named, trained):
+def test_photographs_that_the_study_knows(
+    reports, tiny, photographs, tmp_path, split, named, trained
+):
     rows = f"{split},0,1,dorsal_r,p0/0.png\n"
     own = str(photographs / "gallery")
     run_of_06(reports, tiny, model=named, manifest=rows, root=own)
     weighed = open_instrument("tiny", aspect="dorsal_r")
     known = photographs / "gallery" / "p0" / "0.png"
     found = compare(weighed, known, photographs / "gallery" / "p0" / "1.png", aspect="dorsal_r")
-    assert ("the model was trained on" in found.withheld) == trained == (found.llr is None)
+    assert (
+        ("the model was trained or chosen by" in found.withheld) == trained == (found.llr is None)
+    )
     assert trained or "a photograph that the calibration was made with" in " ".join(found.remarks)
+    copied = Path(shutil.copy(known, tmp_path / "renamed.png"))
+    found = compare(weighed, copied, photographs / "gallery" / "p0" / "1.png", aspect="dorsal_r")
+    assert (found.llr is None) == trained and "renamed.png is " in found.withheld + "".join(
+        found.remarks
+    )
     other = photographs / "gallery" / "p1" / "0.png"  # of that name, with other content
     same = compare(weighed, other, photographs / "query.png", aspect="dorsal_r")
     assert same.llr is not None and not any("0.png" in told for told in same.remarks)

@@ -219,14 +219,14 @@ def _read(path: Path) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         try:
             plain = files.plain(path, Path(folder))
+            files.check_whole(plain)
             if plain.suffix == ".safetensors":
                 return load_file(plain)
             return torch.load(plain, map_location="cpu", weights_only=True, mmap=_is_zip(plain))
         except Exception as error:
-            first = f"{type(error).__name__} {error}".partition("\n")[0]
             raise WeightsError(
-                f"{path} is damaged, or no weights file ({first}): name one that torch or"
-                " safetensors wrote, such as a run's checkpoints/stage1.pth"
+                f"{path} is damaged, or no weights file: name one, such as a run's checkpoints/stage1"
+                ".pth; where it is a run's own, delete it, and it is trained anew"
             ) from error
 
 

@@ -74,24 +74,26 @@ class Population:
         )
 
     def met(self, photographs: Sequence[Path]) -> dict[Path, Met]:
-        """Which of these photographs the study knows, by their names there.
+        """Which of these photographs the study knows, whatever they are called now.
 
-        Where its own are still on this machine the files are compared, and others of the same name
-        are not taken for them.
+        Files are compared where its own are still on this machine; of those that are not, names.
         """
         rows = read_manifest(self.run / "manifest.csv")
         told = read_json(self.run / "params.json")["data"]["root"]
         root = resolve(told) if told else None
         root = root.parent if root is not None and root.is_file() else root
-        rows = rows.assign(name=rows["image"].map(lambda image: Path(image).name))
+        files = {image: root / image for image in rows["image"]} if root else {}
+        here = {image: file for image, file in files.items() if file.is_file()}
+        sizes = {image: file.stat().st_size for image, file in here.items()}
         found = {}
         for path in photographs:
-            there = rows[rows["name"] == path.name]
-            known = [root / image for image in there["image"].unique()] if root else []
-            known = [file for file in known if file.is_file()]
-            if len(there) and (not known or any(_same(file, path) for file in known)):
+            alike = [image for image, size in sizes.items() if size == path.stat().st_size]
+            same = [image for image in alike if filecmp.cmp(here[image], path, shallow=False)]
+            named = rows["image"].map(lambda image, name=path.name: Path(image).name == name)
+            there = rows[rows["image"].isin(same) if same else named & ~rows["image"].isin(here)]
+            if len(there):
                 trained = bool(there["split"].isin(_TRAINING).any())
-                found[path] = Met(trained and self.model != ZERO_SHOT, bool(known))
+                found[path] = Met(trained and self.model != ZERO_SHOT, bool(same))
         return found
 
 
@@ -147,10 +149,6 @@ def read_population(folder: Path, made_by: Mapping[str, Any]) -> Population:
     if found is not None:
         return found
     raise ValueError(f"{folder} holds no calibration of this model: {_lack(run, made_by)}")
-
-
-def _same(one: Path, other: Path) -> bool:
-    return filecmp.cmp(one, other, shallow=False)
 
 
 def verbal(llr: float) -> str:

@@ -64,7 +64,7 @@ def evidence_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
     found: {model: `calibration.evidence`}. Cllr: 0 is perfect, 1 is worth nothing; its least is
     what discrimination alone leaves, the rest is lost by calibration. Misleading: pairs whose ratio
-    points the wrong way. Strongest: no ratio passes it, for want of pairs.
+    points the wrong way. Bounds: no ratio passes them, for want of pairs.
     """
     rows = {}
     for name, told in found.items():
@@ -78,7 +78,7 @@ def evidence_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             "least Cllr": f"{told['cllr_min']:.3f}",
             "misleading, genuine (%)": f"{100 * told['misleading_genuine']:.1f}",
             "misleading, impostor (%)": f"{100 * told['misleading_impostor']:.1f}",
-            "strongest (log₁₀)": f"{low:.2f} to {high:.2f}".replace("-", "−"),
+            "bounds of ratios (log₁₀)": f"{low:.2f} to {high:.2f}".replace("-", "−"),
         } | counts
     return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("model")
 

@@ -55,7 +55,7 @@ def search_page(found: Search, instrument: Instrument, file: Path) -> Path:
     colours = _colours(found.ranking["person"])
     cards = [_card(dict(row), colours[row["person"]]) for _, row in found.ranking.iterrows()]
     weighed = found.ranking.loc[found.ranking["llr"].notna(), "similarity"].tolist()
-    same = "Frames of one colour: photographs of one person. " if any(colours) else ""
+    same = "Frames of one strong colour: photographs of one person. " if any(colours) else ""
     body = (
         f'<h2>Query</h2><div class="cards two">{_card(query, INK)}</div>'
         f"<h2>The {len(cards)} most alike of {found.entries}</h2>"

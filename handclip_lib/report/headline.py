@@ -69,7 +69,29 @@ def headline(means: pd.DataFrame, runs: list[Finished]) -> str:
         f"{top}<th></th>{extra}<th></th><th></th></tr>"
         f'<tr><th class="name">variant</th>{names}<th class="axis"><span>0</span><span>rank-1'
         f"</span><span>{100 * end:.0f} %</span></th>{below}<th>persons</th><th>runs by seed</th>"
-        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>{_note(seeds, changed)}"
+        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"{_note(seeds, changed)}{_alike(shown)}"
+    )
+
+
+def _alike(shown: Mapping[Line, Numbers]) -> str:
+    """Which models of an aspect have the same scores to the last digit, and what that means."""
+    groups: dict[tuple[Any, ...], dict[str, None]] = {}
+    for (aspect, *_, variant, data), of in shown.items():
+        numbers = [round(of["own", m]["mean"] / SAME) for m in SHOWN]
+        groups.setdefault((aspect, data, of["own", "rank1"]["seeds"], *numbers), {})[variant] = None
+    told = [
+        f"{ASPECTS[aspect].title}: {html.escape(', '.join(names))}"
+        for (aspect, _, _, *scores), names in groups.items()
+        if len(names) > 1 and scores[-1] * SAME < 1 - SAME  # who finds everybody is no sign of it
+    ]
+    if not told:
+        return ""
+    return (
+        "<p><small>The same to the last digit, and so most likely the same weights:"
+        f" {'; '.join(told)}. Either one model has several names, or held-out persons kept an epoch"
+        " before anything in the tower had moved: that says nothing of what losses or texts can"
+        " do.</small></p>"
     )
 
 

@@ -145,15 +145,18 @@ def looked_at(models: Sequence[Contender], p: Params) -> list[Contender]:
     return [one for one in models if one.name in names or one.name.partition(", ")[0] in names]
 
 
-def distinct(models: Sequence[Contender]) -> list[Contender]:
+def distinct(models: Sequence[Contender], p: Params) -> list[Contender]:
     """The models without those whose weights an earlier one has, which is printed.
 
-    Where held-out persons choose an epoch before the tower opened, variants end as they began.
+    Where held-out persons choose an epoch before the tower opened, variants end as they began, as
+    the study's tower perhaps.
     """
+    start = stages.study_encoder(p).weights_sha256
     first: dict[str, str] = {}
     kept = []
     for one in models:
-        same = first.setdefault(one.weights or one.name, one.name)
+        weights = start if one.tower is None else one.weights
+        same = first.setdefault(weights or one.name, one.name)
         if same == one.name:
             kept.append(one)
         else:
@@ -175,8 +178,12 @@ def _trained(run: Finished) -> list[Contender]:
     made = []
     for name, facts in run.metrics["training"].items():
         file = run.folder / "checkpoints" / f"{name}.pth"
-        if file.is_file() and name in run.metrics["variants"]:
+        if name not in run.metrics["variants"]:
+            continue  # words, and no tower
+        if file.is_file():
             made.append(_of_run(name, file, run, [facts]))
+        else:
+            print(f"{name} of {run.metrics['notebook']} is left out: there is no {file} any more")
     return made
 
 

@@ -71,13 +71,13 @@ def run_notebook(
     check_tag(p, told.get("study", p.study))
     folder = open_run(path.stem, p).folder
     started = time.monotonic()
-    with _alone(folder), replacing(folder, say):
+    with _alone(folder), replacing(folder, say) as failed:
         say(f"{path.stem} · {p.study} · {p.aspect} · seed {p.seed}{f' · {p.tag}' if p.tag else ''}")
-        _execute(path, cells, told, folder / "report.ipynb", say)
+        _execute(path, cells, told, folder / "report.ipynb", failed, say)
         if not (folder / "metrics.json").is_file():
             raise RunFailed(
                 f"{path.stem} ran to its end but wrote no metrics.json; its last code cell must be"
-                f" run.save({{…}})\nexecuted notebook: {folder / 'report.ipynb'}"
+                f" run.save({{…}})\nexecuted notebook: {failed}"
             )
         report = export_html(folder, p)
     if index:
@@ -181,9 +181,13 @@ def _execute(
     notebook: NotebookNode,
     parameters: dict[str, Any],
     output: Path,
+    failed: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Run all cells; what was executed is at `output` afterwards, whatever happened."""
+    """Run all cells; what was executed is at `output` afterwards, whatever happened.
+
+    failed: where a failed one ends up, which its error says.
+    """
     partial = output.with_name(".report.partial.ipynb")
     headings = _headings(notebook)
     on_start, on_end, where = _progress(headings, say)
@@ -202,21 +206,21 @@ def _execute(
                 on_cell_executed=on_end,
             )
     except PapermillExecutionError as error:
-        raise RunFailed(_failure(path.stem, where(), error, output)) from None
+        raise RunFailed(_failure(path.stem, where(), error, failed)) from None
     except DeadKernelError:
         raise RunFailed(
             f"{path.stem}: the kernel died in {where()}; the usual reason is memory: try a smaller"
-            f" batch_size\nexecuted notebook: {output}"
+            f" batch_size\nexecuted notebook: {failed}"
         ) from None
     finally:
         if partial.is_file():
             partial.replace(output)
 
 
-def _failure(name: str, where: str, error: PapermillExecutionError, output: Path) -> str:
+def _failure(name: str, where: str, error: PapermillExecutionError, failed: Path) -> str:
     lines = _ANSI.sub("", str(error.evalue)).strip().splitlines()[:8]
     said = "\n  ".join(lines) if lines else ""
-    return f"{name} failed in {where}:\n  {error.ename}: {said}\nexecuted notebook: {output}"
+    return f"{name} failed in {where}:\n  {error.ename}: {said}\nexecuted notebook: {failed}"
 
 
 def _headings(notebook: NotebookNode) -> dict[str, str]:

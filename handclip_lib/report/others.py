@@ -17,7 +17,7 @@ from handclip_lib.evaluate.retrieval import METRICS
 from handclip_lib.evaluate.scenarios import in_smaller_gallery
 from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.models.weights import WeightsError
-from handclip_lib.params import ParamError, other_data
+from handclip_lib.params import ParamError, other_data, resolve
 from handclip_lib.report.compare import Tests, paired_tests
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.page import SHOWN
@@ -82,7 +82,7 @@ def places(
     for name, there in other_data(p).items():
         if name in (HOME, *taken):
             raise ParamError(f"comparison.others.{name}: a test is called that already; rename it")
-        if there.data == p.data:
+        if resolve(there.data.root).resolve() == resolve(p.data.root).resolve():
             raise ParamError(f"comparison.others.{name}: these are the study's own photographs")
         split = there.split.model_copy(update={"select": "none", "legacy_tree": ""})
         there = there.model_copy(update={"split": split})

@@ -121,7 +121,8 @@ def entries_met(known: Iterable[Met]) -> Iterator[str]:
     """What to say of a ranking with photographs that the population's study knows."""
     sorts = Counter((met.trained, met.certain) for met in known)
     if count := sorts[True, True]:
-        yield f"without a ratio: {quantity(count, 'photograph')} that the model was trained on"
+        told = "that the model was trained or chosen by"
+        yield f"without a ratio: {quantity(count, 'photograph')} {told}"
     if count := sorts[True, False]:
         told = "named as in the model's training set: if it is that one, their ratios mean nothing"
         yield f"{quantity(count, 'photograph')} {told}"
@@ -161,7 +162,7 @@ def _met(population: Population, photograph: Path) -> tuple[list[str], list[str]
         return [], []
     name = photograph.name
     if found.trained and found.certain:
-        return [f"{name} is one of the photographs that the model was trained on"], []
+        return [f"{name} is one of the photographs that the model was trained or chosen by"], []
     if found.trained:
         told = "of the model's training set: if it is that one, ratio and similarity mean nothing"
         return [], [f"{name} has the name of a photograph {told}"]

@@ -84,7 +84,7 @@ def known_table(known: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
 @styled
 def share_curves(facts: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """mAP of held-out training persons between the start and the end of each training.
+    """mAP of held-out training persons between the start and the kept epoch of each training.
 
     facts: {variant: those of `train.pretrain.pretrain`}, of which `alpha` is the share that is
     kept, a ring on its curve, and `held` the scores by share; where nobody is held out, the figure
@@ -104,7 +104,7 @@ def share_curves(facts: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
             of["alpha"], held[of["alpha"]], ls="", marker="o", color=colour, markersize=8,
             markerfacecolor="white", markeredgewidth=1.6, zorder=5, clip_on=False,
         )  # fmt: skip
-    ax.set_xlabel("α: 0 is the start, 1 the end of training")
+    ax.set_xlabel("α: 0 is the start, 1 the epoch that was kept")
     ax.set_ylabel("mAP, held-out training persons")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{100 * value:g} %"))
     grid_lines(ax)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.evaluate.statistics import holm, paired_test, person_bootstrap
-from handclip_lib.report.runs import read_json, replace_text, reports_root
+from handclip_lib.report.runs import REMOVE, read_json, replace_text, reports_root
 from handclip_lib.schema import Params
 
 _COLUMNS = (
@@ -53,6 +53,10 @@ def finished_runs(root: Path) -> list[Finished]:
     paths = [*root.glob("seed*/*/*/metrics.json"), *root.glob("seed*/*/*/*/metrics.json")]
     paths = [f for f in paths if not f.parent.name.startswith(".")]  # put aside by a re-run
     runs = [Finished(f.parent, read_json(f), read_json(f.with_name("stamp.json"))) for f in paths]
+    for run in runs:
+        if lost := {"notebook", "aspect", "seed", "tag"} - run.metrics.keys():
+            file = run.folder / "metrics.json"
+            raise ValueError(f"{file} has no {', '.join(sorted(lost))}; {REMOVE}")
     order = list(ASPECTS)
 
     def key(run: Finished) -> tuple[str, int, int, str]:

@@ -152,21 +152,23 @@ def _scale(axes: np.ndarray, count: int) -> None:
 def change_table(curves: Curves, metric: str = "rank1") -> pd.DataFrame:
     """A row a kind and model: the score as the photographs are, and what levels change.
 
-    Points of the metric with 95 % intervals of the paired change; the weakest level from which on
-    every one lies below 0 with its whole interval; how often `fit: hand` still found a hand at the
-    hardest level.
+    The largest loss of all levels, in points of the metric with the 95 % interval of the paired
+    change; the weakest level from which on every one lies below 0 with its whole interval, not
+    corrected for the number of levels; how often `fit: hand` still found a hand where the loss is.
     """
     rows = {}
     for model, of in curves.items():
         for kind, levels in of.items():
-            told, change = KINDS[kind], levels[-1][metric]["change"]
-            at = f" at {told.label(told.levels[-1])}" * (len(told.levels) > 1)
+            told, spoiled = KINDS[kind], levels[1:]
+            worst = min(spoiled, key=lambda level: level[metric]["change"]["mean"])
+            change = worst[metric]["change"]
+            at = f" at {told.label(told.levels[spoiled.index(worst)])}" * (len(told.levels) > 1)
             rows[told.words, model] = {
                 f"{WORDS[metric]}, as it is (%)": percent(levels[0][metric]),
-                "change at the hardest (points)": signed_span(change["mean"], change["ci95"]) + at,
-                "sure from": _sure_from(told, [level[metric]["change"] for level in levels[1:]]),
+                "largest loss (points)": signed_span(change["mean"], change["ci95"]) + at,
+                "sure from": _sure_from(told, [level[metric]["change"] for level in spoiled]),
                 "unit": told.unit or "–",
-                "hand found (%)": f"{100 * levels[-1]['hand_found']:.0f}",
+                "hand found (%)": f"{100 * worst['hand_found']:.0f}",
             }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     if rows:

@@ -133,11 +133,12 @@ def check_tag(p: Params, study: str) -> None:
 
 
 @contextmanager
-def replacing(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def replacing(folder: Path, say: Callable[[str], None]) -> Iterator[Path]:
     """Put an earlier result aside while a run makes a new one; give it back if that fails.
 
-    So a failure is never taken for a success, and never costs a result. The failed run's notebook
-    is failed.ipynb then. After a kill the next run finds the earlier result in `.earlier/`.
+    So a failure is never taken for a success, and never costs a result. Yields where a failed run's
+    notebook ends up: failed.ipynb beside an earlier result, until a run succeeds, else
+    report.ipynb. After a kill the next run finds the earlier result in `.earlier/`.
     """
     earlier = folder / ".earlier"
     if earlier.is_dir() and not (folder / "metrics.json").is_file():
@@ -152,14 +153,16 @@ def replacing(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
                 (folder / name).rename(earlier / name)
     else:
         shutil.rmtree(folder / "figures", ignore_errors=True)  # of a run that did not finish
+    failed = folder / "failed.ipynb"
     try:
-        yield
+        yield failed if finished else folder / "report.ipynb"
     except BaseException:
         if finished:
             _give_back(folder, earlier)
             say("the earlier result is kept; the failed notebook is failed.ipynb beside it")
         raise
     shutil.rmtree(earlier, ignore_errors=True)
+    failed.unlink(missing_ok=True)
 
 
 def _give_back(folder: Path, earlier: Path) -> None:
@@ -206,14 +209,17 @@ def differences(old: Mapping[str, Any], p: Params, whose: str = "folder") -> lis
     ]
 
 
+REMOVE = "remove metrics.json there, and the run is done again, with the weights that it has"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a run folder; ValueError with the path when it is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); remove the run folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {REMOVE}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object; remove the run folder")
+        raise ValueError(f"{path} does not hold a JSON object; {REMOVE}")
     return content
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
+from handclip_lib.data.check import quantity
 from handclip_lib.report.page import SHOWN, p_text, signed
 from handclip_lib.report.results import Finished
 
@@ -64,15 +65,16 @@ def significance(table: pd.DataFrame, is_summed_up: bool = False) -> str:
         found = f"<details><summary>those that hold</summary>{found}</details>"
     if rows[False]:
         open_ = "" if found or is_summed_up else " open"
-        which = f"{len(rows[False])} pairs of models of which neither metric differs for sure"
+        which = f"{quantity(len(rows[False]), 'comparison')} of which neither metric is sure"
         more = _table("open", rows[False])
         found += f"<details{open_}><summary>{which}</summary>{more}</details>"
     return (
         f"<p>{words}.</p>{found}"
         "<p><small>Points of per cent in the own gallery, 95 % interval over persons, p of a "
         "sign-flip test over persons, corrected by Holm over the variants of a run. <b>★</b> holds."
-        " What doesn't hold is not shown to be equal: few persons see large differences "
-        "only.</small></p>"
+        " What doesn't hold is not shown to be equal: few persons see large differences only."
+        " A model that began from another tower than the reference, as MBA-Net does, differs by"
+        " that tower as well: 06 holds the two against each other.</small></p>"
     )
 
 

@@ -160,7 +160,7 @@ def _kept(
             held[f"{share:g}"] = judge()[SELECT]
         alpha = soup.best(settings.wise_ft, held.values())
         if not alpha:
-            print(f"{job.name}: held-out persons judge it harmful: its start is what is kept")
+            print(f"{job.name}: held-out persons are found best by its start, which is kept")
     _blend(settings, job, start, end, alpha, data)
     return alpha, held
 

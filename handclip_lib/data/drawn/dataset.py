@@ -61,7 +61,8 @@ def draw_dataset(
     spec |= {"laboratory": laboratory} if laboratory != "white_table" else {}
     if persons < 1 or not 1 <= shots[0] <= shots[1]:
         raise ValueError(
-            f"persons={persons}, shots={shots}: need persons >= 1 and 1 <= low <= high"
+            f"persons={persons}, shots={shots}: at least one person, and photographs of a hand from"
+            " 1 on, the fewest before the most"
         )
     if _is_this(root / MARKER, spec):
         return root
