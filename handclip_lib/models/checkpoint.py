@@ -225,8 +225,8 @@ def _read(path: Path) -> Any:
             return torch.load(plain, map_location="cpu", weights_only=True, mmap=_is_zip(plain))
         except Exception as error:
             raise WeightsError(
-                f"{path} is damaged, or no weights file: name one, such as a run's checkpoints/stage1"
-                ".pth; where it is a run's own, delete it, and it is trained anew"
+                f"{path} is damaged, or no weights file: name one, such as a run's checkpoints/"
+                "stage1.pth; where it is a run's own, delete it, and it is trained anew"
             ) from error
 
 
