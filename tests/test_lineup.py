@@ -1,6 +1,7 @@
 """Which models are compared: what finished runs left, nobody twice, none that knows the tested."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from handclip_lib.report.spaces import Space, images_of, space_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model
 from handclip_lib.train import stages
-from handclip_lib.train.job import persons_taught
+from handclip_lib.train.job import check_start, job_of, persons_taught
 
 FACTS = {
     "images": 10, "shown_again": 2, "persons": 3, "identities": 3, "epochs": 4, "seconds": 1.5,
@@ -256,6 +257,29 @@ def test_persons_of_another_data_set_are_others(table):
     assert persons_taught(held, table) == {1, 2}
     assert persons_taught(held, table.assign(dataset="11k")) == {3}
     assert persons_taught(held, table.assign(dataset="HD")) == set()
+
+
+def test_persons_of_a_folder_that_was_moved_copied_or_filled_up_are_known_again(
+    table, told, finished, manifest, encoder, tmp_path
+):
+    mine = sorted(set(manifest.loc[manifest["split"] == "train", "pid"]))
+    folder = shutil.copytree(table.attrs["root"], tmp_path / "a folder")
+    here = table.copy()
+    here.attrs = {**table.attrs, "root": str(folder)}
+    p = told()
+    job = job_of("a", p.stage1, p, None, here, manifest, tmp_path)
+    held = {"taught": check_start(job)}
+    moved = table.copy()
+    moved.attrs = {**table.attrs, "root": str(shutil.move(folder, tmp_path / "another #2"))}
+    assert persons_taught(held, moved) == persons_taught(held, here) == set(mine)
+    fuller = table.iloc[1:].copy()
+    fuller.attrs = here.attrs
+    assert persons_taught(held, fuller) == set(mine), "a folder that changed where it lies"
+    fuller.attrs = moved.attrs
+    assert persons_taught(held, fuller) == set(), "another folder with other photographs"
+    photograph = Path(moved.attrs["root"]) / table["image"].iloc[0]
+    photograph.write_bytes(photograph.read_bytes() + b"0")
+    assert persons_taught(held, moved) == set(), "the same names, other photographs"
 
 
 def test_a_reference_that_is_no_model(told, finished, found):

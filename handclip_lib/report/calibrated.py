@@ -85,12 +85,13 @@ class Population:
         files = {image: root / image for image in rows["image"]} if root else {}
         here = {image: file for image, file in files.items() if file.is_file()}
         sizes = {image: file.stat().st_size for image, file in here.items()}
+        names = rows["image"].map(lambda image: Path(image).name).where(~rows["image"].isin(here))
         found = {}
         for path in photographs:
-            alike = [image for image, size in sizes.items() if size == path.stat().st_size]
+            size = path.stat().st_size
+            alike = [image for image, its_size in sizes.items() if its_size == size]
             same = [image for image in alike if filecmp.cmp(here[image], path, shallow=False)]
-            named = rows["image"].map(lambda image, name=path.name: Path(image).name == name)
-            there = rows[rows["image"].isin(same) if same else named & ~rows["image"].isin(here)]
+            there = rows[rows["image"].isin(same) if same else names == path.name]
             if len(there):
                 trained = bool(there["split"].isin(_TRAINING).any())
                 found[path] = Met(trained and self.model != ZERO_SHOT, bool(same))

@@ -108,8 +108,7 @@ def answered(
 
     Each model is searched in the own gallery there, distractors included. One that was taught
     persons of that data set, tested or not, is left out, which is printed with them: to it the
-    place is none of others. queries: {model: its
-    `per_query` at home, own gallery}.
+    place is none of others. queries: {model: its `per_query` at home, own gallery}.
     """
     own = places[HOME].manifest
     return {n: _there(models, t, own, queries, fabric) for n, t in places.items() if n != HOME}

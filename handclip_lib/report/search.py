@@ -216,7 +216,8 @@ def _study_of(file: Path) -> Path | None:
 def _taught(held: Mapping[str, Any], path: Path | None) -> str:
     if not held:
         return "not recorded" if path is not None else "nobody by this kit's notebooks"
-    counts = [f"{quantity(len(who), 'person')} of {data}" for data, who in held["taught"].items()]
+    places = {data.partition(" #")[0]: who for data, who in held["taught"].items()}
+    counts = [f"{quantity(len(who), 'person')} of {data}" for data, who in places.items()]
     return ", ".join(counts) or "nobody"
 
 

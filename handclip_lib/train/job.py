@@ -225,10 +225,11 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
     Raises SplitError that names the persons, where the weights it starts from were taught persons
     who are to be found or held out here. Of a foreign file nobody can tell, which is said.
     """
-    manifest, dataset = job.manifest, _population(job.table)
+    manifest = job.manifest
     start, taught = _before(job)
+    before = persons_taught({"taught": taught}, job.table)
     asked = manifest.loc[manifest["split"].isin(("query", "gallery", "select")), "pid"]
-    both = sorted(set(taught.get(dataset, [])) & set(asked.tolist()))
+    both = sorted(before & set(asked.tolist()))
     if both:
         words = (
             f"{start} was taught persons who are tested or held out here:"
@@ -241,7 +242,7 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
             )
         warnings.warn(words, stacklevel=2)
     mine = manifest.loc[manifest["split"] == "train", "pid"].unique().tolist()
-    return taught | {dataset: sorted({*taught.get(dataset, []), *map(int, mine)})}
+    return taught | {_population(job.table): sorted({*before, *map(int, mine)})}
 
 
 def _before(job: Job[Any]) -> tuple[str, dict[str, list[int]]]:
@@ -258,16 +259,33 @@ def _before(job: Job[Any]) -> tuple[str, dict[str, list[int]]]:
 
 
 def persons_taught(held: Mapping[str, Any], table: pd.DataFrame) -> set[int]:
-    """Whom of a table's data set the weights of a checkpoint of ours were taught."""
-    return set(held["taught"].get(_population(table), []))
+    """Whom of a table's data set the weights of a checkpoint of ours were taught.
+
+    A folder is known again where it was moved or copied as it is, and where it changed in place.
+    """
+    here = _names(_population(table))
+    return {pid for data, people in held["taught"].items() if _names(data) & here for pid in people}
 
 
 def _population(table: pd.DataFrame) -> str:
-    """The data set whose persons a table's numbers count."""
+    """The data set whose persons a table's numbers count: its name, or `own ROOT #DIGEST`."""
     dataset = str(table["dataset"].iloc[0])
-    if dataset in ("own", "drawn"):  # other folders have other persons by the same numbers
-        return f"{dataset} {Path(table.attrs['root']).resolve()}"
-    return dataset
+    if dataset not in ("own", "drawn"):
+        return dataset
+    root = Path(table.attrs["root"]).resolve()  # others have other persons by the same numbers
+    files = sorted(zip(table["image"], table["pid"], strict=True))
+    rows = [f"{image} {pid} {_bytes(root / image)}\n" for image, pid in files]
+    return f"{dataset} {root} #{hashlib.sha256(''.join(rows).encode()).hexdigest()[:16]}"
+
+
+def _bytes(photograph: Path) -> int:
+    return photograph.stat().st_size if photograph.is_file() else 0  # its pixels may be kept
+
+
+def _names(population: str) -> set[str]:
+    """What a data set goes by: of a folder each is enough, where it lies and what it holds."""
+    place, mark, digest = population.rpartition(" #")
+    return {place, digest} if mark else {population}
 
 
 def _code_sha256() -> str:
