@@ -247,8 +247,17 @@ def test_a_weights_file_is_asked_wherever_it_is_named_from(
         assert "leaky is left out" in capsys.readouterr().out
     told_to = found(told("random", models=[{"name": "toy-vit", "pretrained": "random"}]))
     assert list(told_to)[2:] == ["toy-vit"]
-    with pytest.raises(ValueError, match="toy-vit needs weights: set pretrained"):
-        found(told("none", models=["toy-vit"]))["toy-vit"].encoder(told())
+
+
+def test_a_tower_that_cannot_be_had_is_said_before_stage_1_is_trained(told, found, monkeypatch):
+    monkeypatch.setattr(stages, "stage1_weights", lambda *_: pytest.fail("trained"))
+    for tag, model, why in (
+        ("none", "toy-vit", "toy-vit needs weights: set pretrained"),
+        ("typo", "tinny_rn", "unknown model 'tinny_rn'; did you mean 'tiny_rn'"),
+        ("lost", {"name": "toy-vit", "pretrained": "lost.pth"}, "no weights file .*lost.pth"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=why):
+            found(told(tag, models=[model]))
 
 
 def test_persons_of_another_data_set_are_others(table):

@@ -19,6 +19,7 @@ from handclip_lib.device import make_fabric
 from handclip_lib.evaluate import robustness
 from handclip_lib.evaluate.embed import NAMES, embed, embed_pixels
 from handclip_lib.evaluate.protocol import per_query
+from handclip_lib.evaluate.retrieval import HEADLINE
 from handclip_lib.evaluate.statistics import paired_test, person_bootstrap
 from handclip_lib.models.clip import Encoder, load_encoder
 from handclip_lib.report import robust, robust_plots
@@ -111,7 +112,7 @@ def test_the_gallery_stays_clean_though_its_photographs_ask_in_another_draw(mani
 def test_changes_are_those_of_a_paired_test(manifest):
     clean, frame = answered(manifest, 0.0), answered(manifest, 1.0)
     scores = robustness.level_scores(clean, frame, 10_000, seed=2)
-    for metric, column in robustness.METRICS.items():
+    for metric, column in HEADLINE.items():
         test = paired_test(clean[column], frame[column], frame["pid"], seed=2)
         told = scores[metric]
         assert told["mean"] == pytest.approx(frame[column].mean())

@@ -200,7 +200,8 @@ def shown(tmp_path, monkeypatch):
 def test_what_learnt_from_other_photographs_is_done_again(shown, monkeypatch, name, key):
     """Those of other aspects, and with accessories, are in no manifest of the aspect."""
     p = load("dorsal_r", "smoke")
-    monkeypatch.setattr(plan, "pretrain_manifest", lambda p, table: pd.DataFrame({"of": ["now"]}))
+    now = pd.DataFrame({"of": ["now"]})
+    monkeypatch.setattr(plan.pretrain, "pretrain_manifest", lambda p, table: now)
     for digest in ("now", "then"):
         facts = {"one": {key: "now"}, "two": {key: digest}}
         assert _same(shown, name, {"training": facts}, p) == (digest == "now")
@@ -208,7 +209,7 @@ def test_what_learnt_from_other_photographs_is_done_again(shown, monkeypatch, na
     def nobody(p, table):
         raise plan.SplitError("nobody is left to learn from")
 
-    monkeypatch.setattr(plan, "pretrain_manifest", nobody)
+    monkeypatch.setattr(plan.pretrain, "pretrain_manifest", nobody)
     assert not _same(shown, name, {"training": {"one": {key: "now"}}}, p)
     assert _same(shown, name, {"training": {"one": {}}}, p), "it never asked for any"
 

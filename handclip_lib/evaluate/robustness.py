@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from handclip_lib.evaluate.protocol import per_query
+from handclip_lib.evaluate.retrieval import HEADLINE
 from handclip_lib.evaluate.statistics import person_bootstrap
 
-METRICS = {"rank1": "rank1", "map": "ap"}  # metric -> column of `protocol.per_query`
 _QUERY = "query "  # before a photograph's name where it asks: in another draw it may answer
 _KEYS = ["draw", "image", "pid"]
 
@@ -68,7 +68,7 @@ def level_scores(
     """
     if not clean[_KEYS].reset_index(drop=True).equals(frame[_KEYS].reset_index(drop=True)):
         raise ValueError("before and after did not answer the same queries in one order")
-    columns = list(METRICS.values())
+    columns = list(HEADLINE.values())
     after = frame[columns].to_numpy(dtype=float)
     both = np.concatenate([after, after - clean[columns].to_numpy(dtype=float)], axis=1)  # (Q, 4)
     low, high = person_bootstrap(both, frame["pid"], bootstrap, seed)
@@ -76,7 +76,7 @@ def level_scores(
         {"mean": float(mean), "ci95": [float(low[i]), float(high[i])]}
         for i, mean in enumerate(both.mean(axis=0))
     ]
-    pairs = zip(METRICS, spans[: len(columns)], spans[len(columns) :], strict=True)
+    pairs = zip(HEADLINE, spans[: len(columns)], spans[len(columns) :], strict=True)
     scores: dict[str, Any] = {metric: score | {"change": change} for metric, score, change in pairs}
     counts = {"queries": frame["image"].nunique(), "persons": frame["pid"].nunique()}
     scores |= {name: int(n) for name, n in counts.items()}

@@ -14,10 +14,10 @@ from handclip_lib.evaluate.rates import (
     supported,
     upper_bound,
 )
+from handclip_lib.evaluate.retrieval import HEADLINE
 from handclip_lib.evaluate.statistics import person_bootstrap
 
 TRAITS = ("gender", "age", "skinColor", "nailPolish", "irregularities")
-METRICS = {"rank1": "rank1", "map": "ap"}  # metric -> column of `protocol.per_query`
 AGES = (21, 25, 40)  # a band begins at each; most persons of 11k Hands are from 20 to 23
 OF_PHOTOGRAPHS = ("nailPolish", "irregularities")  # a person may have some with and some without
 PERSONS = 5  # fewer make no group
@@ -78,7 +78,7 @@ def sliced(
         rows = {g: frame[frame["image"].map(of) == g] for g in dict.fromkeys(of.values())}
         scores = {g: _score(part, minimum, bootstrap, seed) for g, part in rows.items()}
         between = {}
-        for metric, column in METRICS.items():
+        for metric, column in HEADLINE.items():
             known = [g for g, score in scores.items() if score[metric] is not None]
             between[metric] = _between({g: _of(rows[g], column) for g in known}, bootstrap, seed)
         found[trait] = {"groups": scores, "between": between}
@@ -189,11 +189,11 @@ def _score(part: pd.DataFrame, minimum: int, bootstrap: int, seed: int) -> dict[
     persons = part["pid"].nunique()
     score: dict[str, Any] = {"persons": persons, "queries": len(part)}
     if persons < max(2, minimum):
-        return score | dict.fromkeys(METRICS)
-    columns = part[list(METRICS.values())]
+        return score | dict.fromkeys(HEADLINE)
+    columns = part[list(HEADLINE.values())]
     low, high = person_bootstrap(columns, part["pid"], bootstrap, seed)
     means = columns.mean().to_numpy()
-    for i, metric in enumerate(METRICS):
+    for i, metric in enumerate(HEADLINE):
         score[metric] = {"mean": float(means[i]), "ci95": [float(low[i]), float(high[i])]}
     return score
 

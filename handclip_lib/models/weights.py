@@ -107,7 +107,7 @@ def _from_name(name: str, pretrained: str | None) -> Source:
     known = open_clip.list_models()
     if name not in known:
         raise WeightsError(
-            f"unknown model '{name}'{did_you_mean(name, known)}; an open_clip name,"
+            f"unknown model '{name}'{did_you_mean(name, [*known, *TINY])}; an open_clip name,"
             f" {', '.join(TINY)}, hf-hub:ORG/NAME, a weights file, or a folder with {CONFIG}; there"
             " is no file or folder of this name here, either"
         )

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from handclip_lib.evaluate.retrieval import METRICS
+from handclip_lib.evaluate.retrieval import HEADLINE, METRICS
 from handclip_lib.evaluate.statistics import holm, paired_test
 from handclip_lib.report.canvas import (
     BAD,
@@ -23,7 +23,7 @@ from handclip_lib.report.canvas import (
     saying,
     styled,
 )
-from handclip_lib.report.page import GALLERIES, SHOWN, WORDS, in_points, p_text, signed_span
+from handclip_lib.report.page import GALLERIES, WORDS, in_points, p_text, signed_span
 from handclip_lib.report.plots import scatter, space_note
 from handclip_lib.report.summary import percent
 
@@ -53,8 +53,7 @@ def paired_tests(
         if not frame[keys].equals(base[keys]):
             raise ValueError(f"{name} and {reference} did not answer the same queries in one order")
     tests: dict[str, dict[str, dict[str, Any]]] = {}
-    for metric in SHOWN:
-        column = METRICS[metric]
+    for metric, column in HEADLINE.items():
         found = {
             name: paired_test(base[column], frame[column], base["pid"], seed=seed)
             for name, frame in queries.items()
@@ -72,7 +71,7 @@ def per_person(frame: pd.DataFrame) -> dict[str, list[float]]:
     be compared person by person afterwards.
     """
     groups = frame.groupby("pid")
-    means, counts = groups[[METRICS[metric] for metric in SHOWN]].mean().round(6), groups.size()
+    means, counts = groups[list(HEADLINE.values())].mean().round(6), groups.size()
     return {
         str(pid): [*pair, int(n)]
         for pid, pair, n in zip(means.index, means.to_numpy().tolist(), counts, strict=True)

@@ -13,18 +13,19 @@ from handclip_lib.data.check import listed
 from handclip_lib.data.manifest import TooFew
 from handclip_lib.models.checkpoint import find_checkpoint, is_ours, read_checkpoint
 from handclip_lib.models.clip import Encoder, encoder_of
+from handclip_lib.models.weights import find_source
 from handclip_lib.params import ParamError, resolve
 from handclip_lib.report.results import Finished, finished_runs
 from handclip_lib.report.runs import Run, reports_root
 from handclip_lib.report.summary import CHAINED, STAGE1, losses_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model, did_you_mean
-from handclip_lib.train import pretrain, stages
+from handclip_lib.train import chain, pretrain, stages
 from handclip_lib.train.job import persons_taught
 
 ZERO_SHOT = "zero_shot"
 _TRAINED = ("02_stage1", "03_stage2_losses", "04_prompt_learning")
-_CHAIN = "05_sequential_chain"
+_FURTHER = "comparison.models"
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Conten
 
     Those of `finished_models`; where no run trained stage 1, that is done now, and kept where
     notebook 02 would have left it. Raises ParamError where two have one name, and where
-    `comparison.reference` is none of them.
+    `comparison.reference` is none of them; of `comparison.models` what `find_source` does.
     """
     p, found = run.params, _there(run.params)
+    for one in found:
+        _check_source(one)  # before stage 1 is trained for hours
     if STAGE1 not in {one.name for one in found}:
         path = stages.stage1_weights(p, table, manifest, run.beside("02_stage1"))
         found.insert(1, _of_file(STAGE1, path, "02_stage1"))
@@ -108,7 +111,7 @@ def _there(p: Params) -> list[Contender]:
     mine = [r for r in runs if r.metrics["aspect"] == p.aspect]
     for one in (r for r in mine if r.metrics["notebook"] in _TRAINED):
         found += _trained(one)
-    for one in _of_all_aspects(runs, _CHAIN, p.aspect):
+    for one in _of_all_aspects(runs, chain.NOTEBOOK, p.aspect):
         found += _chained(one)
     for one in _of_all_aspects(runs, pretrain.NOTEBOOK, p.aspect):
         found += _trained(one)
@@ -240,10 +243,16 @@ def _further(told: Model, p: Params) -> Contender:
     name = Path(told.name).name.removesuffix(".pth")
     if held is not None:
         weights, taught = held["sha256"], held["taught"]
-        return Contender(name, tower, "comparison.models", weights=weights, taught=taught)
+        return Contender(name, tower, _FURTHER, weights=weights, taught=taught)
     words = [word for word in (told.name, told.pretrained) if word]
     foreign = any(path.exists() for word in words for path in (Path(word), resolve(word)))
-    return Contender(name, tower, "comparison.models", taught=None if foreign else {})
+    return Contender(name, tower, _FURTHER, taught=None if foreign else {})
+
+
+def _check_source(one: Contender) -> None:
+    """Fail where a tower that `comparison.models` names can't be had."""
+    if one.source == _FURTHER and one.tower and not (one.weights or Path(one.tower.name).is_file()):
+        find_source(one.tower.name, one.tower.pretrained)
 
 
 def _may_be_tested(one: Contender, table: pd.DataFrame, manifest: pd.DataFrame) -> bool:

@@ -13,7 +13,7 @@ from handclip_lib.aspects import ASPECTS
 from handclip_lib.data import splits, tables
 from handclip_lib.data.check import listed
 from handclip_lib.evaluate.protocol import evaluate, per_query
-from handclip_lib.evaluate.retrieval import METRICS
+from handclip_lib.evaluate.retrieval import HEADLINE
 from handclip_lib.evaluate.scenarios import in_smaller_gallery
 from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.models.weights import WeightsError
@@ -186,12 +186,12 @@ def change(home: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
 
 def means(frame: pd.DataFrame, p: Params) -> dict[str, dict[str, Any]]:
     """{metric: {mean, ci95}} of rank-1 and mAP of a `per_query` frame, over its draws."""
-    columns = [METRICS[metric] for metric in SHOWN]
+    columns = list(HEADLINE.values())
     middle = frame.groupby("draw")[columns].mean().mean()
     low, high = person_bootstrap(frame[columns], frame["pid"], p.evaluation.bootstrap, p.seed)
     return {
         metric: {"mean": float(middle[column]), "ci95": [float(low[i]), float(high[i])]}
-        for i, (metric, column) in enumerate(zip(SHOWN, columns, strict=True))
+        for i, (metric, column) in enumerate(HEADLINE.items())
     }
 
 

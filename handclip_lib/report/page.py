@@ -4,11 +4,11 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from handclip_lib.evaluate.retrieval import METRICS
+from handclip_lib.evaluate.retrieval import HEADLINE, METRICS
 
 _WORDS = ("rank-1", "rank-5", "rank-10", "mAP", "mAP (trapezoid)", "mINP")
 WORDS = dict(zip(METRICS, _WORDS, strict=True))
-SHOWN = {metric: WORDS[metric] for metric in ("rank1", "map")}  # tested, and shown first
+SHOWN = {metric: WORDS[metric] for metric in HEADLINE}
 GALLERIES = {"own": "own gallery", "all": "all aspects"}
 CSS = """
 :root{color-scheme:light dark;--ink:#1f2933;--soft:#52606d;--line:#d9dfe6;--paper:#fff;

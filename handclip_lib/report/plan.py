@@ -20,15 +20,14 @@ from handclip_lib.report.others import places
 from handclip_lib.report.runs import differences, read_json, run_folder
 from handclip_lib.report.stamp import library_sha256
 from handclip_lib.schema import Params
-from handclip_lib.train.pretrain import NOTEBOOK, pretrain_manifest
+from handclip_lib.train import chain, pretrain
 from handclip_lib.train.states import in_chain
 
 _FIRST = "00_splits"  # seconds, and it says what is wrong with the data
 _ALONE = (_FIRST, "01_baseline")  # nothing of theirs is taken by others
 _WEIGHTS = {"03_stage2_losses": "02_stage1", "04_prompt_learning": "02_stage1"}
 _TAKE_ALL = ("06_eval_rerank", "07_explorer")  # whatever the others of an aspect and seed left
-_CHAIN, _PRETRAIN = "05_sequential_chain", NOTEBOOK
-_ACROSS = (_CHAIN, _PRETRAIN)  # of all aspects at once
+_ACROSS = (chain.NOTEBOOK, pretrain.NOTEBOOK)  # of all aspects at once
 _LATER = {"stage1", "stage2", "stage3a", "stage3b", "chain", "comparison"}  # than pre-training
 
 
@@ -85,7 +84,7 @@ def plan(
         for tag in ("", *told.sweep)
         for f in (brief if place else files)
         if not (place and f.stem in _ACROSS)
-        and not (tag and f.stem == _PRETRAIN and told.sweep[tag].keys() <= _LATER)
+        and not (tag and f.stem == pretrain.NOTEBOOK and told.sweep[tag].keys() <= _LATER)
     ]
     if len({task.folder for task in tasks}) < len(tasks):
         raise ValueError("two notebooks of one name would share their run folders; rename one")
@@ -102,7 +101,7 @@ def taken(task: Task, tasks: Sequence[Task]) -> list[Task]:
     makers = [t for t in of_seed if t.notebook.stem == _WEIGHTS.get(stem)]
     makers = [t for t in makers if t.params.aspect == p.aspect]
     if p.stage1.pretrain and not makers and stem in (*_WEIGHTS, *_WEIGHTS.values()):
-        makers = [t for t in of_seed if t.notebook.stem == _PRETRAIN]
+        makers = [t for t in of_seed if t.notebook.stem == pretrain.NOTEBOOK]
     return [t for t in makers if t.params.tag == p.tag] or [t for t in makers if not t.params.tag]
 
 
@@ -222,12 +221,12 @@ def _shown(
     """The digest of each manifest that a run has kept, with what that manifest is today."""
     p = task.params
     if saved["manifest_sha256"] is not None:
-        own = in_chain(p) if task.notebook.stem == _CHAIN else p
+        own = in_chain(p) if task.notebook.stem == chain.NOTEBOOK else p
         yield saved["manifest_sha256"], splits.manifest_for(own, table)
-    name = "manifest_sha256" if task.notebook.stem == _PRETRAIN else "pretrained_on"
+    name = "manifest_sha256" if task.notebook.stem == pretrain.NOTEBOOK else "pretrained_on"
     pools = {facts[name] for facts in saved.get("training", {}).values() if name in facts}
     if pools:
-        today = pretrain_manifest(p, table)
+        today = pretrain.pretrain_manifest(p, table)
         yield from ((pool, today) for pool in pools)
     if elsewhere := saved.get("abroad"):
         found = places(p, table, table, ())

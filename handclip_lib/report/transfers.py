@@ -19,9 +19,10 @@ from handclip_lib.evaluate.transfer import (
 )
 from handclip_lib.report.page import SHOWN, percent_cell, signed
 from handclip_lib.report.results import Finished
+from handclip_lib.train.chain import NOTEBOOK
 
 SCALARS = ("average", "backward", "forward", "forgetting")  # the first a mean, the others changes
-_NOTEBOOK, _REFERENCE = "05_sequential_chain", "chain"
+_REFERENCE = "chain"
 _AGAINST = ("average", "forgetting")
 _EMPTY = "<td>–</td>"
 
@@ -73,7 +74,7 @@ def pooled_transfers(runs: list[Finished]) -> pd.DataFrame:
     of all seeds are pooled and persons resampled, so that seeds do not pass for further persons;
     NaN where a chain has no such number. Only chains that all seeds have, with the same steps.
     """
-    mine = [run.metrics for run in runs if run.metrics["notebook"] == _NOTEBOOK]
+    mine = [run.metrics for run in runs if run.metrics["notebook"] == NOTEBOOK]
     told = {m["seed"]: m for m in mine if not m["tag"] and "cells" in m}
     if len(told) < 2:
         return pd.DataFrame()

@@ -24,6 +24,8 @@ from handclip_lib.train.job import Past, Trained, encoder_from, job_of, study_en
 from handclip_lib.train.states import State, Task
 from handclip_lib.train.training import train
 
+NOTEBOOK = "05_sequential_chain"  # whose run folders hold its steps
+
 
 @dataclass(frozen=True)
 class Chained:
