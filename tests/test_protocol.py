@@ -63,7 +63,8 @@ def test_perfect_features_score_one_everywhere():
     assert set(scores) == {"own", "all"}
     for gallery in scores.values():
         for metric in METRICS:
-            assert gallery[metric] == {"mean": 1.0, "ci95": [1.0, 1.0], "per_draw": [1.0] * 3}
+            least = pytest.approx(0.025 ** (1 / 12))  # Clopper & Pearson, 12 persons of 12
+            assert gallery[metric] == {"mean": 1.0, "ci95": [least, 1.0], "per_draw": [1.0] * 3}
     assert {k: scores["own"][k] for k in ("queries", "gallery", "persons")} == {
         "queries": 60,
         "gallery": 12,
@@ -168,8 +169,9 @@ def test_perfect_features_find_everybody_of_hd(hd):
     assert set(scores) == {"own"}  # HD has no gallery of other aspects
     found = scores["own"]
     assert (found["gallery"], found["queries"], found["persons"]) == (1593, 1992, 251)
+    least = pytest.approx(0.025 ** (1 / 251))  # Clopper & Pearson
     for metric in METRICS:
-        assert found[metric] == {"mean": 1.0, "ci95": [1.0, 1.0], "per_draw": [1.0] * 10}
+        assert found[metric] == {"mean": 1.0, "ci95": [least, 1.0], "per_draw": [1.0] * 10}
     by_place = {pid: k for k, pid in enumerate(sorted(set(hd["pid"]), key=str))}  # as folders sort
     queries = hd["split"] == "query"
     wrong = hd.assign(pid=hd["pid"].where(queries, hd["pid"].map(by_place)))

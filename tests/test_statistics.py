@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from handclip_lib.evaluate.retrieval import retrieval_metrics
 from handclip_lib.evaluate.statistics import person_bootstrap
@@ -49,7 +50,20 @@ def test_interval_holds_the_mean_and_widens_with_the_level():
     low, high = person_bootstrap(values, persons, level=0.8)
     wide = person_bootstrap(values, persons, level=0.99)
     assert wide[0] < low < values.mean() < high < wide[1]
-    assert person_bootstrap(np.ones(120), persons) == (1.0, 1.0)
+
+
+def test_persons_without_an_error_leave_one_possible():
+    """As many hits as trials: Clopper & Pearson's interval, whatever the number of photographs."""
+    persons = np.repeat(np.arange(20), 3)
+    low, high = person_bootstrap(np.ones(60), persons)
+    exact = binomtest(20, 20).proportion_ci(0.95, "exact")
+    assert (low, high) == pytest.approx((exact.low, exact.high)) and 0.83 < low < 0.84
+    assert person_bootstrap(np.zeros(60), persons) == pytest.approx((0, 1 - low))
+    both = person_bootstrap(np.stack([np.ones(60), persons % 2], axis=1), persons)
+    assert both[0][0] == low and both[1][0] == 1 and 0 < both[0][1] < both[1][1] < 1
+    assert person_bootstrap(np.zeros(60), persons, bounded=False) == (0, 0)
+    wide = person_bootstrap(np.ones(60), persons, level=0.99)
+    assert wide[0] == pytest.approx(binomtest(20, 20).proportion_ci(0.99, "exact").low)
 
 
 def test_four_persons_will_do_and_one_will_not():

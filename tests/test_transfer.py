@@ -157,6 +157,18 @@ def test_one_task_has_the_interval_of_the_protocol():
     assert intervals(of, [(1, 1)], 500, 4)["average"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_cells_without_an_error_have_the_interval_of_the_protocol():
+    frame = make_frame(np.repeat(np.arange(10, 40), 4), np.ones(120))
+    other = make_frame(np.repeat(np.arange(10, 40), 4), np.random.default_rng(0).random(120))
+    row = {"a": frame, "b": frame}
+    of = cells({"zero_shot": {"a": frame, "b": other}, "step": row}, "rank1")
+    got = intervals(of, [(1, 1), (1, 1)], 200)
+    sure = person_bootstrap(frame["rank1"], frame["pid"])
+    for one in (got["matrix"][0, 0], got["matrix"][1, 1], got["averages"][1], got["average"]):
+        assert tuple(one) == pytest.approx(sure, abs=1e-12) and sure[0] < 0.9
+    assert got["averages"][0][1] < 1
+
+
 def test_resamples_of_all_cells_are_tied():
     of, learned = make_cells(), [(1, 1), (2, 2)]
     one, count = of.sums[0, 0], of.counts[0]
@@ -317,10 +329,11 @@ def test_cross_scores_of_perfect_features_and_a_pair_without_persons(capsys):
     }
     got = cross_scores(features_of(1e-3), manifests, "rank1", 50)
     assert got["persons"].tolist() == [[8, 4, 0], [4, 8, 5], [0, 5, 22]]
-    for name in ("mean", "low", "high"):
-        expected = np.ones((3, 3))
-        expected[0, 2] = expected[2, 0] = np.nan  # they share person 8 alone
-        np.testing.assert_array_equal(got[name], expected)
+    expected = np.ones((3, 3))
+    expected[0, 2] = expected[2, 0] = np.nan  # they share person 8 alone
+    least = expected * 0.025 ** (1 / np.maximum(got["persons"], 1))  # Clopper & Pearson
+    for name, of in (("mean", expected), ("low", least), ("high", expected)):
+        np.testing.assert_allclose(got[name], of)
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(" is left out")[0] for line in printed] == ["a in c", "c in a"]
     assert "1 of the 8 persons asked for" in printed[0]

@@ -67,7 +67,8 @@ def faithfulness(
     `top_less_random` is below 0 with its whole interval. Raises ValueError with one person.
     """
     table = deleted[list(BLANKED)].assign(top_less_random=deleted["top"] - deleted["random"])
-    low, high = person_bootstrap(table.to_numpy(), np.asarray(persons), samples, seed)
+    who = np.asarray(persons)
+    low, high = person_bootstrap(table.to_numpy(), who, samples, seed, bounded=False)
     return {
         name: {"mean": float(table[name].mean()), "ci95": [float(low[i]), float(high[i])]}
         for i, name in enumerate(table.columns)

@@ -21,6 +21,7 @@ from handclip_lib.evaluate.rates import (
     supported,
     tally,
 )
+from handclip_lib.evaluate.statistics import without_error
 
 LEVELS = {"1e-1": 1e-1, "1e-2": 1e-2}  # false positive identification rates reported
 
@@ -133,10 +134,12 @@ def open_set_intervals(found: pd.DataFrame, samples: int = 2000, seed: int = 0) 
             fpir, fnir = error_rates(genuine, impostor)
             rates = [float(1 - fnir[first_at(fpir, LEVELS[name])]) for name in known]
             drawn.append([float(1 - weights[wrong].sum() / genuine.sum()), *rates])
-    rank1, *rest = intervals(drawn, len(names))
+    drawn_rank1, *rest = intervals(drawn, len(names))
     of_level = dict(zip(known, rest, strict=True))
     rates_at = {name: of_level.get(name) for name in LEVELS}
-    return {"rank1": rank1, "dir_at_fpir": rates_at, "persons": len(names)}
+    mated = found[found["mated"]]
+    rank1 = without_error(mated["correct"].mean(), mated["pid"].nunique(), *drawn_rank1)
+    return {"rank1": [float(end) for end in rank1], "dir_at_fpir": rates_at, "persons": len(names)}
 
 
 def _photographs(found: pd.DataFrame, which: npt.NDArray[np.bool_]) -> int:

@@ -69,14 +69,16 @@ def level_scores(
     if not clean[_KEYS].reset_index(drop=True).equals(frame[_KEYS].reset_index(drop=True)):
         raise ValueError("before and after did not answer the same queries in one order")
     columns = list(HEADLINE.values())
-    after = frame[columns].to_numpy(dtype=float)
-    both = np.concatenate([after, after - clean[columns].to_numpy(dtype=float)], axis=1)  # (Q, 4)
-    low, high = person_bootstrap(both, frame["pid"], bootstrap, seed)
-    spans = [
-        {"mean": float(mean), "ci95": [float(low[i]), float(high[i])]}
-        for i, mean in enumerate(both.mean(axis=0))
-    ]
-    pairs = zip(HEADLINE, spans[: len(columns)], spans[len(columns) :], strict=True)
+    after = frame[columns].to_numpy(dtype=float)  # (Q, 2)
+
+    def spans(values: npt.NDArray[np.float64], bounded: bool) -> list[dict[str, Any]]:
+        low, high = person_bootstrap(values, frame["pid"], bootstrap, seed, bounded=bounded)
+        ends = np.stack([low, high], axis=1).tolist()
+        means = values.mean(axis=0).tolist()
+        return [{"mean": mean, "ci95": ci} for mean, ci in zip(means, ends, strict=True)]
+
+    changes = spans(after - clean[columns].to_numpy(dtype=float), bounded=False)
+    pairs = zip(HEADLINE, spans(after, bounded=True), changes, strict=True)
     scores: dict[str, Any] = {metric: score | {"change": change} for metric, score, change in pairs}
     counts = {"queries": frame["image"].nunique(), "persons": frame["pid"].nunique()}
     scores |= {name: int(n) for name, n in counts.items()}

@@ -16,24 +16,23 @@ def person_bootstrap(
     samples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    bounded: bool = True,
 ) -> tuple[Any, Any]:
     """Interval of a mean over queries, from resampling whole persons: expanded percentiles.
 
     values: (Q,) or (Q, K) per-query scores, finite; persons: (Q,) who each query shows. Persons are
     drawn with replacement and bring all their queries (of every draw), so that the photographs of
-    one hand do not pass for independent evidence. Returns (low, high), numbers or arrays (K,), in
-    the units of `values`; the same seed gives the same interval, which never leaves the range of
-    what persons scored. Below some ten persons read it as a rough one.
-    Cameron, Gelbach & Miller 2008; `percentiles` says how few persons are allowed for.
+    one hand do not pass for independent evidence. bounded: False of differences, which are no
+    scores from 0 to 1. Returns (low, high), numbers or arrays (K,), in the units of `values`; the
+    same seed gives the same interval, in the range of what persons scored but for `without_error`.
+    Rough below some ten persons; `percentiles` allows for few. Cameron, Gelbach & Miller 2008.
 
     Raises ValueError with fewer than two persons: their spread cannot be seen.
     """
     scores, who = np.asarray(values, dtype=np.float64), np.asarray(persons)
     if who.ndim != 1 or scores.shape[:1] != who.shape or scores.ndim > 2:
-        raise ValueError(
-            f"need one score (or one row of scores) for each query: got values "
-            f"{scores.shape} and persons {who.shape}"
-        )
+        shapes = f"got values {scores.shape} and persons {who.shape}"
+        raise ValueError(f"need one score (or one row of scores) for each query: {shapes}")
     if not np.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinity; no interval can be given")
     if samples < 1 or not 0 < level < 1:
@@ -48,7 +47,27 @@ def person_bootstrap(
     times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples)
     means = (times @ sums) / (times @ count)[:, None]  # (B, K)
     low, high = np.quantile(means, percentiles(len(names), level), axis=0)
+    if bounded:
+        low, high = without_error(sums.sum(axis=0) / count.sum(), len(names), low, high, level)
     return low.reshape(scores.shape[1:])[()], high.reshape(scores.shape[1:])[()]
+
+
+def without_error(
+    mean: npt.ArrayLike,
+    persons: npt.ArrayLike,
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    level: float = 0.95,
+) -> tuple[Any, Any]:
+    """(low, high) of means of scores from 0 to 1, also where every person scored 1, or every one 0.
+
+    Persons drawn anew agree then, and resampling gives no width. But of n persons without an error
+    others may still have some: with 20 persons one in six, with 71 one in twenty. Arrays that go
+    together. Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404, for n hits of n.
+    """
+    least = ((1 - level) / 2) ** (1 / np.asarray(persons, dtype=np.float64))
+    at = np.asarray(mean)
+    return np.where(at == 1, least, low), np.where(at == 0, 1 - least, high)
 
 
 def percentiles(persons: int, level: float = 0.95) -> tuple[float, float]:
@@ -93,7 +112,7 @@ def paired_test(
             f"scores of the same queries are needed: got {before.shape}, {after.shape}"
         )
     change = after - before
-    low, high = person_bootstrap(change, persons, samples, seed)  # checks what it is given
+    low, high = person_bootstrap(change, persons, samples, seed, bounded=False)  # checks them all
     _, code = np.unique(np.asarray(persons), return_inverse=True)
     sums, count = np.bincount(code, change).astype(np.float64), np.bincount(code)  # (P,)
     mean = float(change.mean())

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from handclip_lib.evaluate.retrieval import METRICS
-from handclip_lib.evaluate.statistics import percentiles
+from handclip_lib.evaluate.statistics import percentiles, without_error
 
 Floats = npt.NDArray[np.float64]
 Learned = Sequence[Sequence[int]]  # of each task: the first and the last row that taught it
@@ -138,24 +138,28 @@ def intervals(of: Cells, learned: Learned, samples: int = 2000, seed: int = 0) -
     Persons are drawn with replacement from those of all tasks, once for each resample, and bring
     their queries of every task and row: cells share persons, so that they vary together. A resample
     that leaves a task without a person is drawn again. Their ends are `statistics.percentiles` for
-    the persons of the task that has fewest. Returns `matrix` (R, T, 2), `averages`
-    (R, 2) of its rows, and (low, high) by name, None where `transfer` has None. As
-    `statistics.person_bootstrap`, rough below some 10 persons. `forgetting` holds a maximum of
-    uncertain numbers, which chance raises, and in a resample once more: where rows are close
-    its interval lies too high and may miss a true 0; `backward` has no such lean. Raises
-    ValueError with fewer than two persons in a task.
+    the persons of the task that has fewest; `without_error` widens those of scores. Returns
+    `matrix` (R, T, 2), `averages` (R, 2) of its rows, and (low, high) by name, None where
+    `transfer` has None. As `statistics.person_bootstrap`, rough below some 10 persons. `forgetting`
+    holds a maximum of uncertain numbers, which chance raises, and in a resample once more: where
+    rows are close its interval lies too high and may miss a true 0; `backward` has no such lean.
+    Raises ValueError with fewer than two persons in a task.
     """
     if samples < 1:
         raise ValueError(f"samples={samples} must be at least 1")
     means = _means(of, _times(of, samples, seed))  # (B, R, T)
     ends = percentiles(_fewest(of))
+    r, persons = matrix(of), (of.counts > 0).sum(axis=1)
+    averages = without_error(
+        r.mean(axis=-1), _fewest(of), *np.quantile(means.mean(axis=-1), ends, axis=0)
+    )
     found: dict[str, Any] = {
-        "matrix": np.moveaxis(np.quantile(means, ends, axis=0), 0, -1),
-        "averages": np.quantile(means.mean(axis=-1), ends, axis=0).T,
+        "matrix": np.stack(without_error(r, persons, *np.quantile(means, ends, axis=0)), axis=-1),
+        "averages": np.stack(averages, axis=-1),
     }
     for name, values in _scalars(means, learned).items():
         found[name] = None if values is None else _pair(np.quantile(values, ends))
-    return found
+    return found | {"average": _pair(found["averages"][-1])}
 
 
 def judged(of: Cells, learned: Learned, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
