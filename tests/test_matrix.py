@@ -223,10 +223,11 @@ def test_operating_table():
     assert errors.operating_table({}).iloc[0, 0] == "none (the reason is printed above)"
     point = {"fmr": 0.0, "fmr_upper": 0.01, "fnmr": 0.1, "fnmr_upper": None, "chosen_on": "some"}
     point |= {"ci95": {"fmr": [0, 0], "fnmr": [0.05, 0.2]}}
-    points = {"one": point | {"threshold_span": [0.12345, 0.12345]}}
-    points["many"] = point | {"threshold_span": [-0.1, 0.2]}
+    points = {"one": point | {"threshold_span": [0.12345, 0.12345], "aim": 0.001}}
+    points["many"] = point | {"threshold_span": [-0.1, 0.2], "aim": 0.1}
     found = errors.operating_table(points)
-    assert found.loc["one"].tolist() == ["0.123", "0.0 (< 1)", "10.0\u00a0[5.0,\u00a020.0]", "some"]
+    fnmr = "10.0\u00a0[5.0,\u00a020.0]"
+    assert found.loc["one"].tolist() == ["0.123", "0.1", "0.0 (< 1)", fnmr, "some"]
     assert found.loc["many", "threshold (cosine)"] == "−0.100 to 0.200"
 
 

@@ -50,6 +50,7 @@ def operating_table(points: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     rows = {
         name: {
             "threshold (cosine)": _spanned(told["threshold_span"]),
+            "chosen for FMR (%)": f"{100 * told['aim']:g}",
             "FMR (%)": share(told["fmr"], told["ci95"]["fmr"], told["fmr_upper"]),
             "FNMR (%)": share(told["fnmr"], told["ci95"]["fnmr"], told["fnmr_upper"]),
             "chosen on": told["chosen_on"],

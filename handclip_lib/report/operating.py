@@ -69,13 +69,13 @@ def thresholds(
 def operating_points(
     found: Verified, chosen: Mapping[str, Chosen], p: Params
 ) -> dict[str, dict[str, Any]]:
-    """{model: `operating_point` of its pairs, its intervals as `ci95`, and `chosen_on`: whom}."""
-    points, boots = {}, (p.evaluation.bootstrap, p.seed)
+    """{model: `operating_point` of its pairs, their `ci95`, its FMR `aim`, whom `chosen_on`}."""
+    points, boots, aim = {}, (p.evaluation.bootstrap, p.seed), p.comparison.fmr
     for name, told in chosen.items():
         pairs = found.pairs[name]
         at = pairs["similarity"], pairs["genuine"], told.at
         spans = operating_intervals(*at, pairs["query_person"], pairs["gallery_person"], *boots)
-        points[name] = operating_point(*at) | {"ci95": spans, "chosen_on": told.origin}
+        points[name] = operating_point(*at) | {"ci95": spans, "chosen_on": told.origin, "aim": aim}
     return points
 
 
