@@ -54,10 +54,43 @@ def test_more_seeds_are_not_more_persons():
 
 def test_what_is_not_pooled():
     assert pooled([run("dorsal_r", 0)]).empty, "a single run"
-    assert pooled([run("dorsal_r", 0), run("dorsal_l", 0, tag="lr")]).empty, "tagged runs"
+    assert pooled([run("dorsal_r", 0), run("dorsal_l", 0, tag="lr")]).empty, "of other aspects"
+    assert pooled([run("dorsal_r", 0), run("dorsal_r", 0, tag="lr")]).empty, "a single pair"
     assert pooled_table(pd.DataFrame()) == ""
 
 
 def test_a_page_shows_it():
     html = pooled_table(pooled([run("dorsal_r", 0), run("palmar_l", 0)]))
     assert "against zero_shot" in html and "2 runs, 12 persons" in html and "stage1" in html
+
+
+def test_runs_of_a_sweep_are_pooled_against_the_study_itself():
+    plain = [run("dorsal_r", seed) for seed in (0, 1, 2)]
+    swept = [
+        run("dorsal_r", s, gain, tag) for tag, gain in (("b", 0.2), ("a", 0.1)) for s in (0, 1)
+    ]
+    alone = [run("dorsal_r", 1, 0.3, "alone"), run("palmar_l", 0, 0.3, "alone")]
+    table = pooled([*plain, *swept, *alone]).set_index(["tag", "variant", "metric"])
+    assert list(dict.fromkeys(table.index.droplevel("metric"))) == [
+        ("", "stage1"), ("b", "stage1"), ("a", "stage1"),
+    ], "what the sweep leaves as it is (zero_shot) is not shown"  # fmt: skip
+    row = table.loc[("b", "stage1", "map")]
+    of = [[r.metrics["per_person"]["stage1"] for r in runs] for runs in (plain[:2], swept[:2])]
+    a, b = ([p[1] for one in runs for p in one.values() for _ in range(p[2])] for runs in of)
+    who = [pid for one in of[0] for pid, p in one.items() for _ in range(p[2])]
+    wanted = paired_test(a, b, who)
+    assert row["difference"] == pytest.approx(wanted["difference"]) == pytest.approx(0.1)
+    assert (row["p"], row["runs"], row["persons"]) == (wanted["p"], 2, PERSONS)
+    assert table.loc[("a", "stage1", "map"), "difference"] == 0, "a tag that changed nothing stays"
+    assert row["p_holm"] == pytest.approx(2 * row["p"])
+    html = pooled_table(table.reset_index())
+    assert "against stage1 of the study itself" in html and "stage1, b" in html
+
+
+def test_a_sweep_with_other_queries_is_not_pooled():
+    runs = [run("dorsal_r", seed, tag=tag) for seed in (0, 1) for tag in ("", "split")]
+    for one in runs:
+        if one.metrics["tag"]:
+            told = one.metrics["per_person"]["stage1"]
+            told["0"] = [*told["0"][:2], told["0"][2] + 1]
+    assert set(pooled(runs)["tag"]) == {""}

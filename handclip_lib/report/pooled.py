@@ -1,6 +1,7 @@
 """All aspects and seeds of a study as one comparison: the person is the unit, whatever runs saw."""
 
 import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,24 +12,34 @@ from handclip_lib.report.page import SHOWN, p_text, percent_cell, signed
 from handclip_lib.report.results import PLACE, Finished, persons_of
 from handclip_lib.report.significance import star
 
+_COLUMNS = (
+    *("notebook", "tag", "variant", "reference", "metric", "mean", "low", "high"),
+    *("difference", "difference_low", "difference_high", "p", "p_holm"),
+    *("detectable", "runs", "persons"),
+)
+
 
 def pooled(runs: list[Finished]) -> pd.DataFrame:
-    """One row a notebook, variant and metric over all its runs without a tag, of two or more runs.
+    """One row a notebook, variant and metric over all its runs, of two or more, and one a tag.
 
-    A variant is set against the reference that the notebook tests against, in the aspect's own
-    gallery: `mean` over the queries of all aspects and seeds with `low` and `high`, `difference`
-    with `difference_low`, `difference_high`, `p`, `p_holm` (over the notebook's variants) and
+    Without a tag a variant is set against the `reference` that the notebook tests against; the
+    variants of a run with a tag, as a sweep has them, against the same of the study itself, over
+    the aspects and seeds in which both answered the same queries. All in the aspect's own gallery:
+    `mean` over the queries of all aspects and seeds with `low` and `high`, `difference` with
+    `difference_low`, `difference_high`, `p`, `p_holm` (over the notebook's variants, or tags) and
     `detectable`. Intervals and tests resample persons: a person brings what all runs asked about
     all his hands, so that neither seeds nor aspects pass for further persons. Means over persons'
     queries, as `evaluate.statistics.paired_test` has them.
     """
     rows: list[dict[str, Any]] = []
     for notebook in dict.fromkeys(run.metrics["notebook"] for run in runs):
-        mine = [r for r in runs if r.metrics["notebook"] == notebook and not r.metrics["tag"]]
+        mine = [r for r in runs if r.metrics["notebook"] == notebook]
         tested = [r for r in mine if "reference" in r.metrics.get("paired", {})]
+        tested = [r for r in tested if not r.metrics["tag"]]
         if len(tested) > 1:
             rows += _of_notebook(notebook, tested)
-    return pd.DataFrame(rows)
+        rows += _of_sweep(notebook, mine)
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def pooled_table(table: pd.DataFrame) -> str:
@@ -37,22 +48,23 @@ def pooled_table(table: pd.DataFrame) -> str:
         return ""
     names = "".join(f"<th>{words}</th><th>difference</th>" for words in SHOWN.values())
     body = []
-    for notebook, part in table.groupby("notebook", sort=False):
-        reference, runs = part["reference"].iloc[0], part["runs"].iloc[0]
-        head = f"{notebook}, {runs} runs, {part['persons'].iloc[0]} persons"
+    for (notebook, reference), part in table.groupby(["notebook", "reference"], sort=False):
+        head = f"{notebook}, {part['runs'].max()} runs, {part['persons'].max()} persons"
         body.append(
-            f'<tr><th class="name" colspan="5">against {html.escape(reference)}'
+            f'<tr><th class="name" colspan="5">against {html.escape(str(reference))}'
             f" <small>{html.escape(head)}</small></th></tr>"
         )
-        for variant, two in part.groupby("variant", sort=False):
+        for (tag, variant), two in part.groupby(["tag", "variant"], sort=False):
             cells = "".join(_cells(row) for _, row in two.iterrows())
-            body.append(f'<tr><td class="name">{html.escape(str(variant))}</td>{cells}</tr>')
+            name = ", ".join(filter(None, (str(variant), str(tag))))
+            body.append(f'<tr><td class="name">{html.escape(name)}</td>{cells}</tr>')
     return (
         '<h3>All aspects and seeds together</h3><div class="scroll"><table id="pooled"><thead>'
         f'<tr><th class="name">variant</th>{names}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
         "<p><small>Per cent, own galleries, over the queries of all runs; 95 % intervals and the p "
-        "of a sign-flip test (Holm's correction over the variants) are over persons, each with all "
+        "of a sign-flip test (Holm's correction over the rows of one "
+        "heading) are over persons, each with all "
         "his hands and all seeds. <b>★</b> holds: p at most 0.05. More in "
         '<a href="pooled.csv">pooled.csv</a>.</small></p>'
     )
@@ -72,35 +84,75 @@ def _of_notebook(notebook: str, runs: list[Finished]) -> list[dict[str, Any]]:
     reference = runs[0].metrics["paired"]["reference"]
     known = [set(r.metrics["paired"].get("own", {}).get("map", {})) for r in runs]
     variants = [v for v in runs[0].metrics["paired"]["own"]["map"] if all(v in k for k in known)]
+    pairs = {v: [((run, reference), (run, v)) for run in runs] for v in variants}
+    return _rows({"notebook": notebook, "tag": "", "reference": reference}, "variant", pairs)
+
+
+def _of_sweep(notebook: str, runs: list[Finished]) -> list[dict[str, Any]]:
+    plain = {_place(run): run for run in runs if not run.metrics["tag"]}
+    known = [(plain[_place(r)], r) for r in runs if r.metrics["tag"] and _place(r) in plain]
+    rows = []
+    for variant in dict.fromkeys(v for _, run in known for v in run.metrics.get("per_person", {})):
+        pairs: dict[str, list[Any]] = {}
+        for base, run in known:
+            asked = _queries(base, variant)
+            if asked and asked == _queries(run, variant):
+                pairs.setdefault(run.metrics["tag"], []).append(((base, variant), (run, variant)))
+        several = {tag: of for tag, of in pairs.items() if len(of) > 1}
+        head = {"notebook": notebook, "reference": f"{variant} of the study itself"}
+        made = _rows(head | {"variant": variant}, "tag", several)
+        rows += made if any(row["difference"] for row in made) else []  # the sweep is not of it
+    return rows
+
+
+def _place(run: Finished) -> tuple[str, int]:
+    return run.metrics["aspect"], run.metrics["seed"]
+
+
+def _queries(run: Finished, variant: str) -> dict[str, int]:
+    return {pid: told[2] for pid, told in persons_of(run, variant).items()}
+
+
+def _rows(
+    head: Mapping[str, str], column: str, pairs: Mapping[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """Rows of models that are tested together, their names in a column.
+
+    pairs: {name: of each run, before and after, a run and what the model is called there}.
+    """
     rows = []
     for metric in SHOWN:
-        before, persons = _scores(runs, reference, metric)
-        told = {v: _scores(runs, v, metric)[0] for v in variants}
-        tests = {v: paired_test(before, after, persons) for v, after in told.items()}
-        corrected = holm({v: test["p"] for v, test in tests.items()})
-        for variant, test in tests.items():
-            low, high = person_bootstrap(told[variant], persons)
+        told = {
+            name: [_scores(side, metric) for side in zip(*of, strict=True)]
+            for name, of in pairs.items()
+        }
+        tests = {name: paired_test(before[0], *after) for name, (before, after) in told.items()}
+        corrected = holm({name: test["p"] for name, test in tests.items()})
+        for name, test in tests.items():
+            after, persons = told[name][1]
+            low, high = person_bootstrap(after, persons)
             rows.append(
                 {
-                    **{"notebook": notebook, "variant": variant, "reference": reference},
-                    **{"metric": metric, "mean": told[variant].mean(), "low": low, "high": high},
+                    **head,
+                    **{column: name, "metric": metric},
+                    **{"mean": after.mean(), "low": low, "high": high},
                     "difference": test["difference"],
                     "difference_low": test["ci95"][0],
                     "difference_high": test["ci95"][1],
-                    **{"p": test["p"], "p_holm": corrected[variant]},
-                    **{"detectable": test["detectable"], "runs": len(runs)},
+                    **{"p": test["p"], "p_holm": corrected[name]},
+                    **{"detectable": test["detectable"], "runs": len(pairs[name])},
                     "persons": len(np.unique(persons)),
                 }
             )
-    order = {variant: place for place, variant in enumerate(variants)}
-    return sorted(rows, key=lambda row: order[row["variant"]])
+    order = {name: place for place, name in enumerate(pairs)}
+    return sorted(rows, key=lambda row: order[row[column]])
 
 
-def _scores(runs: list[Finished], variant: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _scores(models: Sequence[tuple[Finished, str]], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """(Q,) a person's mean score for each of his queries in each run, and whose it is."""
     values: list[np.ndarray] = []
     persons: list[np.ndarray] = []
-    for run in runs:
+    for run, variant in models:
         for pid, told in persons_of(run, variant).items():
             values.append(np.full(int(told[2]), told[PLACE[metric]]))
             persons.append(np.full(int(told[2]), int(pid)))
