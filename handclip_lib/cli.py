@@ -195,8 +195,8 @@ _ASPECT = {"metavar": "ASPECT"}  # `load` checks it, with a suggestion
 _ASPECTS = (("--aspects",), _ASPECT | {"nargs": "+", "help": f"e.g. {' '.join(CHAIN)}"})
 _CORES = (("--cores",), {"type": int, "metavar": "N", "help": "runs at a time"})
 _FORCE_WORDS = (
-    "run what was done before, too: needed after replacing photographs or weights files under"
-    " their old names (other parameters, notebooks and code are noticed)"
+    "run what was done before, too: needed after replacing photographs, their metadata or weights"
+    " files under their old names (other parameters, notebooks and code are noticed)"
 )
 _FORCE = (("--force",), {"action": "store_true", "help": _FORCE_WORDS})
 _SOURCE = "a weights file, a run folder, a model folder, or a tower's name"

@@ -90,8 +90,8 @@ class Chain(Node):
     @field_validator("wise_ft")
     @classmethod
     def _both_ends(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(value) < 2:
-            raise ValueError("two shares or more, from 0 (the start) to 1 (the end)")
+        if not {0.0, 1.0} <= set(value):
+            raise ValueError("shares from 0 (the start) to 1 (the end), both among them")
         return value
 
     @field_validator("wise_ft", "remedies", "bounds")

@@ -22,7 +22,8 @@ from handclip_lib.report.spaces import Space, images_of, space_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model
 from handclip_lib.train import stages
-from handclip_lib.train.job import check_start, job_of, persons_taught
+from handclip_lib.train.job import check_start, job_of
+from handclip_lib.train.taught import also_taught, persons_taught
 
 FACTS = {
     "images": 10, "shown_again": 2, "persons": 3, "identities": 3, "epochs": 4, "seconds": 1.5,
@@ -289,6 +290,24 @@ def test_persons_of_a_folder_that_was_moved_copied_or_filled_up_are_known_again(
     photograph = Path(moved.attrs["root"]) / table["image"].iloc[0]
     photograph.write_bytes(photograph.read_bytes() + b"0")
     assert persons_taught(held, moved) == set(), "the same names, other photographs"
+
+
+def test_named_persons_are_known_by_their_names_when_a_new_one_moves_the_numbers(table):
+    """Own folders are numbered in the order of their names."""
+    names = {pid: f"person {pid:02d}" for pid in table["pid"].unique()}
+    before = table.assign(name=table["pid"].map(names))
+    taught = also_taught({}, before, [2, 3])
+    assert not any("person" in str(who) for people in taught.values() for who in people)
+    new = before.iloc[:1].assign(name="a new one", pid=0, image="new/1.png")
+    after = pd.concat([new, before.assign(pid=before["pid"] + 1)], ignore_index=True)
+    after.attrs = before.attrs
+    assert persons_taught({"taught": taught}, after) == {3, 4}
+    taught = also_taught(taught, after, [0])
+    assert persons_taught({"taught": taught}, after) == {0, 3, 4}
+    assert persons_taught({"taught": taught}, before) == {2, 3}
+    gone = after[after["pid"] != 3]
+    gone.attrs = before.attrs
+    assert persons_taught({"taught": taught}, gone) == {0, 4}
 
 
 def test_a_reference_that_is_no_model(told, finished, found):

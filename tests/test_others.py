@@ -28,6 +28,7 @@ from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model
 from handclip_lib.train import stages
 from handclip_lib.train.states import Task
+from handclip_lib.train.taught import also_taught
 
 FROZEN = Contender("zero_shot")
 
@@ -128,6 +129,28 @@ def test_four_persons_are_enough_where_nobody_trains(tmp_path):
     q = toy_chain.told(few, split=split, comparison={"others": {"few": other}})
     table = tables.read(q)  # as if it had come with a tree of folders
     assert others.places(q, table, table, ())["few"].manifest["pid"].nunique() == 2
+
+
+def test_default_folders_are_told_apart(study, home, monkeypatch):
+    """Without data.root each data set has its own: 11k beside HD is another, beside itself none."""
+    read = []
+
+    def folder(q):
+        read.append(q.data.dataset)
+        table = home.table.copy()
+        table.attrs = home.table.attrs | {"root": f"data/{q.data.dataset}"}
+        return table
+
+    monkeypatch.setattr(others.tables, "read", folder)
+    table = folder(study)
+    table.attrs["root"] = "data/11k"
+    data = study.data.model_copy(update={"dataset": "11k", "root": ""})
+    more = {"there": {"dataset": "HD"}, "again": {"root": "data/11k"}}
+    told = study.comparison.model_copy(update={"others": more})
+    q = study.model_copy(update={"data": data, "comparison": told})
+    with pytest.raises(ParamError, match="others.again: these are the study's own photographs"):
+        others.places(q, table, home.manifest, ())
+    assert read == ["own", "HD", "11k"]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +317,14 @@ def test_without_held_out_persons_nothing_is_marked(study, home, tuned):
     labels = [text.get_text() for text in fig.legends[0].get_texts()]
     assert labels == ["home"] and "no training persons are held out" in title_of(fig)
     assert not [line for line in fig.axes[0].get_lines() if line.get_linestyle() == "--"]
+
+
+def test_persons_whom_a_model_was_taught_choose_no_share_of_it(study, home, tuned, capsys):
+    held = home.manifest.loc[home.manifest["split"] == "select", "pid"]
+    knows = replace(tuned, taught=also_taught({}, home.table, held.tolist()[:1]))
+    found = others.wise_ft(knows, {"home": home}, make_fabric(study))
+    assert found.chosen is None and not found.held
+    assert "was taught persons who are held out here" in capsys.readouterr().out
 
 
 def test_the_figure_marks_the_alpha_and_the_sure_differences(wise):

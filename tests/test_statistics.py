@@ -62,6 +62,9 @@ def test_persons_without_an_error_leave_one_possible():
     both = person_bootstrap(np.stack([np.ones(60), persons % 2], axis=1), persons)
     assert both[0][0] == low and both[1][0] == 1 and 0 < both[0][1] < both[1][1] < 1
     assert person_bootstrap(np.zeros(60), persons, bounded=False) == (0, 0)
+    nearly = person_bootstrap(np.full(60, 1 - 1e-15), persons)  # a sum of shares that make 1
+    assert nearly == pytest.approx((low, 1))
+    assert person_bootstrap(np.r_[np.ones(59), 1 - 1e-6], persons)[0] > 0.99
     wide = person_bootstrap(np.ones(60), persons, level=0.99)
     assert wide[0] == pytest.approx(binomtest(20, 20).proportion_ci(0.99, "exact").low)
 

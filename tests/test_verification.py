@@ -165,6 +165,24 @@ def test_intervals_equal_those_of_pairs_written_out():
     assert got["fnmr_at_fmr"]["1e-2"] is None and got["persons"] == 18
 
 
+def test_entries_nobody_asks_for_make_no_interval_narrower():
+    """Distractors have impostor pairs alone, and few persons who are asked for stay few."""
+    rng = np.random.default_rng(7)
+    alone = crossed(6, rng, shots=4)
+    query, entry = np.repeat(np.arange(6), 4), np.arange(6, 40)
+    far = rng.normal(-9, 0.1, (len(query), len(entry))).ravel()
+    more = (far, np.zeros(len(far), bool), np.repeat(query, len(entry)), np.tile(entry, len(query)))
+    both = tuple(np.concatenate(two) for two in zip(alone, more, strict=True))
+    got = [person_intervals(*pairs, samples=4000) for pairs in (alone, both)]
+    assert [one["persons"] for one in got] == [6, 6]
+    at = np.median(alone[0][alone[1]])
+    widths = [
+        np.diff(operating_intervals(p[0], p[1], np.full(len(p[0]), at), *p[2:])["fnmr"])
+        for p in (alone, both)
+    ]
+    assert widths[1] > 0.95 * widths[0]
+
+
 def test_intervals_cover_other_persons():
     """Persons have effects on both sides; nominally 95 %, less some points for 25 persons."""
     rng = np.random.default_rng(4)

@@ -75,7 +75,7 @@ def at_ranks(
         values.append(np.stack([found[name] for name in AT_K], axis=2))  # (Q, K, 4)
         who.append(query["pid"].to_numpy())
     scores = np.concatenate(values).reshape(-1, len(ks) * len(AT_K))
-    low, high = person_bootstrap(scores, np.concatenate(who), bootstrap, seed)
+    low, high = person_bootstrap(scores, np.concatenate(who), bootstrap, seed, bounded=False)
     index = pd.MultiIndex.from_product([ks, AT_K], names=["k", "measure"])
     return pd.DataFrame({"mean": scores.mean(axis=0), "low": low, "high": high}, index)
 

@@ -134,12 +134,13 @@ def open_set_intervals(found: pd.DataFrame, samples: int = 2000, seed: int = 0) 
             fpir, fnir = error_rates(genuine, impostor)
             rates = [float(1 - fnir[first_at(fpir, LEVELS[name])]) for name in known]
             drawn.append([float(1 - weights[wrong].sum() / genuine.sum()), *rates])
-    drawn_rank1, *rest = intervals(drawn, len(names))
+    told, asked = open_set_metrics(found), found.loc[found["mated"], "pid"].nunique()
+    means = [told["rank1"], *(told["dir_at_fpir"][name] for name in known)]
+    ends = without_error(means, asked, *np.transpose(intervals(drawn, len(names))))
+    rank1, *rest = np.transpose(ends).tolist()
     of_level = dict(zip(known, rest, strict=True))
     rates_at = {name: of_level.get(name) for name in LEVELS}
-    mated = found[found["mated"]]
-    rank1 = without_error(mated["correct"].mean(), mated["pid"].nunique(), *drawn_rank1)
-    return {"rank1": [float(end) for end in rank1], "dir_at_fpir": rates_at, "persons": len(names)}
+    return {"rank1": rank1, "dir_at_fpir": rates_at, "persons": len(names)}
 
 
 def _photographs(found: pd.DataFrame, which: npt.NDArray[np.bool_]) -> int:

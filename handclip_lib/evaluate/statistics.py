@@ -61,13 +61,13 @@ def without_error(
 ) -> tuple[Any, Any]:
     """(low, high) of means of scores from 0 to 1, also where every person scored 1, or every one 0.
 
-    Persons drawn anew agree then, and resampling gives no width. But of n persons without an error
-    others may still have some: with 20 persons one in six, with 71 one in twenty. Arrays that go
-    together. Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404, for n hits of n.
+    Persons drawn anew agree then, and resampling gives no width. But where n persons are without an
+    error others may still have some: with n = 20 one in six, with 71 one in twenty. Arrays that go
+    together, means exact to 1e-12. Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404: n of n.
     """
     least = ((1 - level) / 2) ** (1 / np.asarray(persons, dtype=np.float64))
     at = np.asarray(mean)
-    return np.where(at == 1, least, low), np.where(at == 0, 1 - least, high)
+    return np.where(at > 1 - 1e-12, least, low), np.where(at < 1e-12, 1 - least, high)
 
 
 def percentiles(persons: int, level: float = 0.95) -> tuple[float, float]:

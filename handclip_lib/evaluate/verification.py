@@ -84,15 +84,16 @@ def person_intervals(
     persons counts as often as both were drawn, multiplied, a pair of one as often as that one. So
     neither a query's photographs nor a gallery entry that resembles everybody pass for independent
     evidence. A sample without genuine or impostor pairs is left out. An interval [0, 0] says that
-    nothing failed, not that nothing can: see `fnmr_upper`. `persons`: how many there were; with
-    fewer than some 20, read intervals as rough ones; `statistics.percentiles` says how few persons
-    are allowed for. Bolle et al. 2004; Owen 2007.
+    nothing failed, not that nothing can: see `fnmr_upper`. `persons`: how many have genuine pairs,
+    for whose number `statistics.percentiles` allows; with fewer than some 20, read intervals as
+    rough ones. Bolle et al. 2004; Owen 2007.
 
     Raises ValueError as `verification_metrics` does, and where fewer than two persons have
     genuine pairs.
     """
     at = merged(_finite(scores, is_genuine))
     query, gallery, persons = _coded(query_persons, gallery_persons, at)
+    asked = len(np.unique(query[at.genuine]))
     known = [name for name in LEVELS if supported(LEVELS[name], int((~at.genuine).sum()))]
     second = np.where(query == gallery, persons, gallery)  # of one person there is no second one
     drawn = []
@@ -102,10 +103,10 @@ def person_intervals(
             fmr, fnmr = error_rates(genuine, impostor)
             rates = [float(fnmr[first_at(fmr, LEVELS[name])]) for name in known]
             drawn.append([equal_error(fmr, fnmr), area(genuine, impostor), *rates])
-    eer, auc, *rest = intervals(drawn, persons)
+    eer, auc, *rest = intervals(drawn, asked)
     found = dict(zip(known, rest, strict=True))
     rates_at = {name: found.get(name) for name in LEVELS}
-    return {"eer": eer, "auc": auc, "fnmr_at_fmr": rates_at, "persons": persons}
+    return {"eer": eer, "auc": auc, "fnmr_at_fmr": rates_at, "persons": asked}
 
 
 def threshold_at(scores: npt.ArrayLike, is_genuine: npt.ArrayLike, fmr: float) -> float:
@@ -193,7 +194,8 @@ def operating_intervals(
     times, found = np.array(list(resampled(persons, samples, seed))), {}
     for name, kind in (("fmr", ~at.genuine), ("fnmr", at.genuine)):
         drawn = resampled_means(times, wrong[kind], query[kind], gallery[kind])
-        (found[name],) = intervals(drawn[np.isfinite(drawn), None].tolist(), persons)
+        asked = len(np.union1d(query[kind], gallery[kind]))
+        (found[name],) = intervals(drawn[np.isfinite(drawn), None].tolist(), asked)
     return found
 
 

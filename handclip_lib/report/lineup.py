@@ -21,7 +21,7 @@ from handclip_lib.report.summary import CHAINED, STAGE1, losses_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model, did_you_mean
 from handclip_lib.train import chain, pretrain, stages
-from handclip_lib.train.job import persons_taught
+from handclip_lib.train.taught import persons_taught
 
 ZERO_SHOT = "zero_shot"
 _TRAINED = ("02_stage1", "03_stage2_losses", "04_prompt_learning")

@@ -24,8 +24,8 @@ from handclip_lib.report.page import SHOWN
 from handclip_lib.report.spaces import space_of
 from handclip_lib.schema import Params
 from handclip_lib.train import blends
-from handclip_lib.train.job import persons_taught
 from handclip_lib.train.states import Task
+from handclip_lib.train.taught import persons_taught
 
 HOME = "home"  # the study's own data, in figures and files
 NONE = "No other data set was asked for: comparison.others names some."
@@ -82,15 +82,21 @@ def places(
     for name, there in other_data(p).items():
         if name in (HOME, *taken):
             raise ParamError(f"comparison.others.{name}: a test is called that already; rename it")
-        if resolve(there.data.root).resolve() == resolve(p.data.root).resolve():
-            raise ParamError(f"comparison.others.{name}: these are the study's own photographs")
         split = there.split.model_copy(update={"select": "none", "legacy_tree": ""})
         there = there.model_copy(update={"split": split})
         photographs = tables.read(there)
+        if _lies_at(there, photographs) == _lies_at(p, table):
+            raise ParamError(f"comparison.others.{name}: these are the study's own photographs")
         rows = splits.manifest_for(there, photographs)
         tested = rows[rows["split"].isin(("query", "gallery"))]
         found[name] = Task(name, there, photographs, tested)
     return found
+
+
+def _lies_at(p: Params, table: pd.DataFrame) -> Path:
+    """A data set's folder, or the CSV of own photographs: several may lie in one folder."""
+    told = resolve(p.data.root).resolve()
+    return told if p.data.root and told.is_file() else Path(table.attrs["root"]).resolve()
 
 
 def named(place: Task) -> str:
@@ -228,6 +234,9 @@ def wise_ft(one: Contender, places: Mapping[str, Task], fabric: lf.Fabric) -> Wi
     last = max(sweep.answers, key=float)
     frames = {name: {a: of[name] for a, of in sweep.answers.items()} for name in tasks}
     told = bool(np.isfinite(list(sweep.held.values())).all())
+    if told and one.met(places[HOME].table, places[HOME].manifest, "select"):
+        print(f"{one.name} was taught persons who are held out here: none of them choose a share")
+        told = False
     return WiseFT(
         one.name,
         {n: {a: means(f, p) for a, f in of.items()} for n, of in frames.items()},

@@ -13,6 +13,7 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS, CHAIN
 from handclip_lib.data import splits, tables
+from handclip_lib.data.check import TableError
 from handclip_lib.data.leaks import SplitError
 from handclip_lib.params import ROOT, load, own_aspect, read_study
 from handclip_lib.report.notebook import find_notebook
@@ -211,7 +212,11 @@ def _same_data(task: Task, table: pd.DataFrame) -> bool:
         return False
     try:
         return all(kept == splits.sha256(today) for kept, today in _shown(saved, task, table))
-    except (SplitError, FileNotFoundError):  # the run itself will say it, in its own report
+    except (
+        SplitError,
+        TableError,
+        FileNotFoundError,
+    ):  # the run itself will say it, in its own report
         return False
 
 

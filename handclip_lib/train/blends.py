@@ -172,7 +172,7 @@ def _kept_as(
     taught: dict[str, Any] = {}
     for file in filter(None, files):
         for dataset, people in read_checkpoint(file)["taught"].items():
-            taught[dataset] = sorted({*taught.get(dataset, []), *people})
+            taught[dataset] = sorted({*taught.get(dataset, []), *people}, key=str)
     encoder = study_encoder(p)
     _blend(p, encoder, _ends(p, files), alpha, tasks)
     parent = read_checkpoint(files[-1])["sha256"] if files[-1] else ""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from handclip_lib.schema_train import Loop
 from handclip_lib.train.classes import Classes, classes_of
 from handclip_lib.train.guide import Guide
 from handclip_lib.train.retain import Retain
+from handclip_lib.train.taught import Taught, also_taught, persons_taught
 
 # What decides trained weights: the kit's files, and what computes beneath them
 _CODE = (
@@ -219,7 +220,7 @@ def home_of(job: Job[Any], folders: Sequence[Path]) -> Path:
     return folders[0] if paths[-1].is_file() else folders[-1]
 
 
-def check_start(job: Job[Any]) -> dict[str, list[int]]:
+def check_start(job: Job[Any]) -> Taught:
     """Persons that the weights have been taught when the job is done, by data set.
 
     Raises SplitError that names the persons, where the weights it starts from were taught persons
@@ -227,9 +228,8 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
     """
     manifest = job.manifest
     start, taught = _before(job)
-    before = persons_taught({"taught": taught}, job.table)
     asked = manifest.loc[manifest["split"].isin(("query", "gallery", "select")), "pid"]
-    both = sorted(before & set(asked.tolist()))
+    both = sorted(persons_taught({"taught": taught}, job.table) & set(asked.tolist()))
     if both:
         words = (
             f"{start} was taught persons who are tested or held out here:"
@@ -241,11 +241,11 @@ def check_start(job: Job[Any]) -> dict[str, list[int]]:
                 " both"
             )
         warnings.warn(words, stacklevel=2)
-    mine = manifest.loc[manifest["split"] == "train", "pid"].unique().tolist()
-    return taught | {_population(job.table): sorted({*before, *map(int, mine)})}
+    mine = manifest.loc[manifest["split"] == "train", "pid"].unique()
+    return also_taught(taught, job.table, mine.tolist())
 
 
-def _before(job: Job[Any]) -> tuple[str, dict[str, list[int]]]:
+def _before(job: Job[Any]) -> tuple[str, Taught]:
     """What a training starts from, and whom that was taught, by data set, as far as is recorded."""
     if job.start is None:
         told = job.p.comparator if "mba" in job.encoder.model_cfg else job.p.model
@@ -256,36 +256,6 @@ def _before(job: Job[Any]) -> tuple[str, dict[str, list[int]]]:
         print(f"{job.start.name}: whom these weights were taught is not recorded")
         return str(job.start), {}
     return str(job.start), read_checkpoint(job.start)["taught"]
-
-
-def persons_taught(held: Mapping[str, Any], table: pd.DataFrame) -> set[int]:
-    """Whom of a table's data set the weights of a checkpoint of ours were taught.
-
-    A folder is known again where it was moved or copied as it is, and where it changed in place.
-    """
-    here = _names(_population(table))
-    return {pid for data, people in held["taught"].items() if _names(data) & here for pid in people}
-
-
-def _population(table: pd.DataFrame) -> str:
-    """The data set whose persons a table's numbers count: its name, or `own ROOT #DIGEST`."""
-    dataset = str(table["dataset"].iloc[0])
-    if dataset not in ("own", "drawn"):
-        return dataset
-    root = Path(table.attrs["root"]).resolve()  # others have other persons by the same numbers
-    files = sorted(zip(table["image"], table["pid"], strict=True))
-    rows = [f"{image} {pid} {_bytes(root / image)}\n" for image, pid in files]
-    return f"{dataset} {root} #{hashlib.sha256(''.join(rows).encode()).hexdigest()[:16]}"
-
-
-def _bytes(photograph: Path) -> int:
-    return photograph.stat().st_size if photograph.is_file() else 0  # its pixels may be kept
-
-
-def _names(population: str) -> set[str]:
-    """What a data set goes by: of a folder each is enough, where it lies and what it holds."""
-    place, mark, digest = population.rpartition(" #")
-    return {place, digest} if mark else {population}
 
 
 def _code_sha256() -> str:
