@@ -233,3 +233,12 @@ def test_a_space_of_other_width_is_turned_onto_the_first():
     np.testing.assert_allclose(points["b"], points["a"], atol=1e-5)
     alone = projections.project_together({"a": z}, ("pca",))["PCA"]["a"]
     np.testing.assert_allclose(points["a"], alone, atol=1e-5)
+
+
+def test_curves_that_lie_under_others_are_named():
+    """The same training by two names, as of a pre-training that is kept whole."""
+    first, other = _history("a", ["x"], 3), _history("c", ["x"], 3).assign(x=0.5)
+    fig = curves.training_curves([first, first.assign(variant="b"), other], "t")
+    note = fig._supxlabel.get_text() if fig._supxlabel else ""
+    note += "".join(one.get_title().get_text() for one in fig.legends)
+    assert "Equal curves: a lies under b." in note

@@ -1,6 +1,7 @@
 """How a training went: a small panel for every quantity of the history, a colour a variant."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -62,8 +63,21 @@ def training_curves(
             _curve(ax, mine[["epoch", column]].dropna(), i, name, (chosen or {}).get(name))
         _dress(ax, words, is_share, column)
     blank(axes.flat[len(panels) :])
-    _key(fig, axes[0, 0], names, bool(chosen))
+    _key(fig, axes[0, 0], names, bool(chosen), _hidden(history[["variant", "epoch", *panels]]))
     return fig
+
+
+def _hidden(history: pd.DataFrame) -> list[str]:
+    """Which variants lie under a later one, curve for curve: the same training by two names."""
+    of = {
+        name: part.iloc[:, 1:].to_numpy() for name, part in history.groupby("variant", sort=False)
+    }
+    return [
+        f"{one} lies under {other}"
+        for i, one in enumerate(of)
+        for other in list(of)[i + 1 :]
+        if np.array_equal(of[one], of[other], equal_nan=True)
+    ]
 
 
 def _panels(history: pd.DataFrame) -> dict[str, tuple[str, bool]]:
@@ -105,9 +119,10 @@ def _dress(ax: Axes, words: str, is_share: bool, column: str) -> None:
         ax.set_ylim(low, high + 0.08 * (high - low))  # from 0, even a flat line is below the edge
 
 
-def _key(fig: Figure, ax: Axes, names: list[str], is_marked: bool) -> None:
+def _key(fig: Figure, ax: Axes, names: list[str], is_marked: bool, hidden: list[str]) -> None:
     note = "Losses are shown before their weights."
     note += " A ring marks the epoch whose weights were kept." if is_marked else ""
+    note += "\n" + fill(f"Equal curves: {', '.join(hidden)}.", 130) if hidden else ""
     if len(names) == 1:
         fig.supxlabel(note, fontsize=9, x=0.01, ha="left")
     else:

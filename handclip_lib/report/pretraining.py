@@ -76,7 +76,7 @@ def known_table(known: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """`known_persons` as a row a model."""
     rows = {
         name: {"nearest neighbours right (%)": f"{100 * of['knn']:.1f}"}
-        | {key.replace("_", " "): f"{of[key]:.3f}" for key in _SHOWN if key in of}
+        | {key.replace("_", " "): f"{of[key]:.3f}".replace("-", "−") for key in _SHOWN if key in of}
         for name, of in known.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")

@@ -100,7 +100,7 @@ def cost_table(facts: Mapping[str, Mapping[str, Any]], tower: int) -> pd.DataFra
     rows = {
         name: {
             "trained parameters": f"{told['trained_parameters']:,}",
-            "of the image tower (%)": f"{100 * told['trained_parameters'] / tower:.2f}",
+            "as % of the image tower": f"{100 * told['trained_parameters'] / tower:.2f}",
             "seconds": f"{told['seconds']:.1f}",
             "chosen epoch": str(told["chosen_epoch"]),
         }
