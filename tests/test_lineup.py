@@ -10,6 +10,7 @@ import pytest
 import toy_hands
 
 from handclip_lib.aspects import CHAIN_FILES
+from handclip_lib.data.own import read_own
 from handclip_lib.data.splits import make_manifest
 from handclip_lib.device import make_fabric
 from handclip_lib.models.checkpoint import save_checkpoint
@@ -263,7 +264,7 @@ def test_a_tower_that_cannot_be_had_is_said_before_stage_1_is_trained(told, foun
 
 def test_persons_of_another_data_set_are_others(table):
     mine = f"own {Path(table.attrs['root']).resolve()}"
-    held = {"taught": {mine: [1, 2], "11k": [3]}}
+    held = {mine: [1, 2], "11k": [3]}
     assert persons_taught(held, table) == {1, 2}
     assert persons_taught(held, table.assign(dataset="11k")) == {3}
     assert persons_taught(held, table.assign(dataset="HD")) == set()
@@ -278,7 +279,7 @@ def test_persons_of_a_folder_that_was_moved_copied_or_filled_up_are_known_again(
     here.attrs = {**table.attrs, "root": str(folder)}
     p = told()
     job = job_of("a", p.stage1, p, None, here, manifest, tmp_path)
-    held = {"taught": check_start(job)}
+    held = check_start(job)
     moved = table.copy()
     moved.attrs = {**table.attrs, "root": str(shutil.move(folder, tmp_path / "another #2"))}
     assert persons_taught(held, moved) == persons_taught(held, here) == set(mine)
@@ -292,22 +293,32 @@ def test_persons_of_a_folder_that_was_moved_copied_or_filled_up_are_known_again(
     assert persons_taught(held, moved) == set(), "the same names, other photographs"
 
 
-def test_named_persons_are_known_by_their_names_when_a_new_one_moves_the_numbers(table):
-    """Own folders are numbered in the order of their names."""
-    names = {pid: f"person {pid:02d}" for pid in table["pid"].unique()}
-    before = table.assign(name=table["pid"].map(names))
-    taught = also_taught({}, before, [2, 3])
-    assert not any("person" in str(who) for people in taught.values() for who in people)
-    new = before.iloc[:1].assign(name="a new one", pid=0, image="new/1.png")
-    after = pd.concat([new, before.assign(pid=before["pid"] + 1)], ignore_index=True)
-    after.attrs = before.attrs
-    assert persons_taught({"taught": taught}, after) == {3, 4}
-    taught = also_taught(taught, after, [0])
-    assert persons_taught({"taught": taught}, after) == {0, 3, 4}
-    assert persons_taught({"taught": taught}, before) == {2, 3}
-    gone = after[after["pid"] != 3]
-    gone.attrs = before.attrs
-    assert persons_taught({"taught": taught}, gone) == {0, 4}
+def test_own_persons_are_known_by_their_ids_when_a_new_one_moves_the_numbers(tmp_path):
+    """Named persons are numbered in the order of their names; ids may turn into names."""
+
+    def read(ids, names=None):
+        rows = [f"{one}.png,{one}" + (f",{names[i]}" if names else "") for i, one in enumerate(ids)]
+        path = tmp_path / "own.csv"
+        path.write_text("\n".join(["image,pid" + (",name" if names else ""), *rows]))
+        return read_own(path, check_files=False)
+
+    def who(table):
+        return {table.set_index("pid")["image"][pid] for pid in persons_taught(taught, table)}
+
+    taught = also_taught({}, read(["dora", "emil", "finn"]), [0, 2])
+    assert "dora" not in str(taught)
+    assert who(read(["adam", "dora", "emil", "finn", "gina"])) == {"dora.png", "finn.png"}
+    assert who(read(["bea", "emil", "finn"])) == {"finn.png"}
+    taught = also_taught(taught, read(["adam", "dora"]), [0])
+    assert who(read(["adam", "dora", "emil", "finn"])) == {"adam.png", "dora.png", "finn.png"}
+    taught = also_taught({}, read(["10", "11", "12"], ["Anna", "Ben", "Cem"]), [10, 11])
+    both = {"10.png", "11.png"}
+    assert who(read(["10", "11", "12", "13"], ["Anna", "Ben", "Cem", "Anna"])) == both
+    assert who(read(["10", "11", "12"], ["Anna B.", "", "Cem"])) == both
+    assert who(read(["10", "11", "12", "anna"])) == both, "numbers that became names"
+    (tmp_path / "b.csv").write_text("image,pid\n10.png,10\n11.png,11\n13.png,12")
+    other = read_own(tmp_path / "b.csv", check_files=False)
+    assert persons_taught(taught, other) == set(), "another list of the same folder"
 
 
 def test_a_reference_that_is_no_model(told, finished, found):

@@ -97,6 +97,17 @@ def test_a_photograph_that_is_searched_in_three_draws_is_one_trial():
     assert got["dir_at_fpir"]["1e-1"] == got["rank1"] == pytest.approx([least, 1])
 
 
+def test_a_threshold_that_varies_is_no_certainty():
+    """Everybody is accepted, but by a hair: a few strangers more would move the threshold above."""
+    mates = [(i, True, True, 0.5 + i / 1000) for i in range(10)]
+    high = [(100 + i, False, False, 0.55) for i in range(3) for _ in range(10)]
+    lower = [(110 + i, False, False, 0.3) for i in range(27) for _ in range(10)]
+    found = told(mates + high + lower)
+    found["image"] = [f"{i}.jpg" for i in range(len(found))]
+    assert open_set_metrics(found)["dir_at_fpir"]["1e-1"] == 1
+    assert open_set_intervals(found, samples=400)["dir_at_fpir"]["1e-1"] == [0, 1]
+
+
 def test_searches_find_the_nearest_and_say_whether_it_can_be_right():
     rows = [("gallery", 0, 1, "dorsal_r", "g1"), ("gallery", 0, 2, "dorsal_r", "g2")]
     rows += [("query", 0, p, "dorsal_r", f"q{p}") for p in (1, 2, 3)]

@@ -19,7 +19,7 @@ def run(aspect: str, seed: int, gain: float = 0.1, tag: str = "") -> Finished:
             for k in range(PERSONS)}  # fmt: skip
     better = {k: [r + gain * rng.uniform(0, 2), a + gain, n] for k, (r, a, n) in base.items()}
     metrics = {
-        **{"notebook": "02_stage1", "aspect": aspect, "seed": seed, "tag": tag},
+        **{"notebook": "02_stage1", "aspect": aspect, "seed": seed, "tag": tag, "data": "drawn"},
         "paired": {"reference": "zero_shot", "own": {"map": {"stage1": {}}}},
         "per_person": {"zero_shot": base, "stage1": better},
     }
@@ -87,10 +87,16 @@ def test_runs_of_a_sweep_are_pooled_against_the_study_itself():
     assert "against stage1 of the study itself" in html and "stage1, b" in html
 
 
-def test_a_sweep_with_other_queries_is_not_pooled():
-    runs = [run("dorsal_r", seed, tag=tag) for seed in (0, 1) for tag in ("", "split")]
-    for one in runs:
-        if one.metrics["tag"]:
-            told = one.metrics["per_person"]["stage1"]
-            told["0"] = [*told["0"][:2], told["0"][2] + 1]
-    assert set(pooled(runs)["tag"]) == {""}
+def test_a_sweep_with_other_queries_or_data_is_not_pooled():
+    plain = [run("dorsal_r", seed) for seed in (0, 1)]
+    swept = [run("dorsal_r", seed, 0.2, "split") for seed in (0, 1)]
+    assert set(pooled([*plain, *swept])["tag"]) == {"", "split"}
+    for one in swept:
+        one.metrics["data"] = "drawn, other laboratory"
+    assert set(pooled([*plain, *swept])["tag"]) == {""}
+    for one in swept:
+        one.metrics["data"] = "drawn"
+        told = one.metrics["per_person"]["stage1"]  # as many in all, of other persons
+        for person, more in (("0", 1), ("1", -1)):
+            told[person] = [*told[person][:2], told[person][2] + more]
+    assert set(pooled([*plain, *swept])["tag"]) == {""}

@@ -36,6 +36,11 @@ def listed(names: Iterable[object], n: int) -> list[str]:
     return texts[:n] + ([f"… and {len(texts) - n} more"] if len(texts) > n else [])
 
 
+def source_of(table: pd.DataFrame) -> Path:
+    """What a table was read from: its folder, or the CSV of own photographs."""
+    return Path(table.attrs.get("source", table.attrs["root"])).resolve()
+
+
 def finish(
     rows: Sequence[Mapping[str, object]],
     root: Path,

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def read_own(path: str | Path, check_files: bool = True) -> pd.DataFrame:
     root = path.parent if a_csv else path
     lines, rows, problems = _from_csv(path) if a_csv else _from_folder(root)
     problems += repeated(zip(lines, (row["image"] for row in rows), strict=True))
+    named = not _are_numbers({row["pid"] for row in rows})
     problems += _number_persons(rows) + _number_columns(rows)
     if check_files:
         where = [f"row {line}: " if a_csv else "" for line in lines]
@@ -62,7 +63,9 @@ def read_own(path: str | Path, check_files: bool = True) -> pd.DataFrame:
         )
         raise TableError(f"{path} {expected}")
     read_as = f", read as own: {name}"
-    return finish(rows, root if not problems else path, title, problems, read_as)
+    table = finish(rows, root if not problems else path, title, problems, read_as)
+    table.attrs |= {"source": str(path), "named": named}
+    return table
 
 
 _Read = tuple[list[int], list[dict[str, Any]], list[str]]  # line numbers, rows, problems
@@ -115,8 +118,7 @@ def _number_persons(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         row["pid"] = unicodedata.normalize("NFC", row["pid"])  # macOS writes ü as two letters
     names = sorted({row["pid"] for row in rows})
-    numeric = all(n.isascii() and n.isdecimal() for n in names)
-    if not numeric or any(int(n) > LARGEST_PID for n in names):
+    if not _are_numbers(names):
         taken = any("name" in row for row in rows)
         alike = _alike(names)
         number = {name: i for i, name in enumerate(names)}
@@ -129,6 +131,11 @@ def _number_persons(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         row["pid"] = int(row["pid"])
     return [f"persons '{written[int(n)]}' and '{n}' have the same number" for n in twice]
+
+
+def _are_numbers(ids: Iterable[str]) -> bool:
+    """Whether persons keep the ids they were given."""
+    return all(n.isascii() and n.isdecimal() and int(n) <= LARGEST_PID for n in ids)
 
 
 def _alike(names: Sequence[str]) -> list[str]:

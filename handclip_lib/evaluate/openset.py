@@ -126,17 +126,21 @@ def open_set_intervals(found: pd.DataFrame, samples: int = 2000, seed: int = 0) 
     at = merged(_ladder(found))
     names, who = np.unique(found["pid"], return_inverse=True)
     known = [n for n in LEVELS if supported(LEVELS[n], _photographs(found, ~at.genuine))]
-    wrong, drawn = at.genuine & ~found["correct"].to_numpy(dtype=bool), []
-    for times in resampled(len(names), samples, seed):
+    wrong = at.genuine & ~found["correct"].to_numpy(dtype=bool)
+
+    def rates(times: npt.NDArray[np.float64]) -> list[float]:
         weights = times[who]
         genuine, impostor = tally(at, weights)
-        if genuine.any() and impostor.any():
-            fpir, fnir = error_rates(genuine, impostor)
-            rates = [float(1 - fnir[first_at(fpir, LEVELS[name])]) for name in known]
-            drawn.append([float(1 - weights[wrong].sum() / genuine.sum()), *rates])
-    told, asked = open_set_metrics(found), found.loc[found["mated"], "pid"].nunique()
-    means = [told["rank1"], *(told["dir_at_fpir"][name] for name in known)]
-    ends = without_error(means, asked, *np.transpose(intervals(drawn, len(names))))
+        if not (genuine.any() and impostor.any()):
+            return []
+        fpir, fnir = error_rates(genuine, impostor)
+        of_level = [float(1 - fnir[first_at(fpir, LEVELS[name])]) for name in known]
+        return [float(1 - weights[wrong].sum() / genuine.sum()), *of_level]
+
+    drawn = [got for times in resampled(len(names), samples, seed) if (got := rates(times))]
+    mated = found.loc[found["mated"], "pid"].nunique()
+    spans = np.transpose(intervals(drawn, len(names)))
+    ends = without_error(rates(np.ones(len(names))), mated, *spans)
     rank1, *rest = np.transpose(ends).tolist()
     of_level = dict(zip(known, rest, strict=True))
     rates_at = {name: of_level.get(name) for name in LEVELS}

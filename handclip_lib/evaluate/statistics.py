@@ -67,7 +67,8 @@ def without_error(
     """
     least = ((1 - level) / 2) ** (1 / np.asarray(persons, dtype=np.float64))
     at = np.asarray(mean)
-    return np.where(at > 1 - 1e-12, least, low), np.where(at < 1e-12, 1 - least, high)
+    lows = np.where(at > 1 - 1e-12, np.minimum(least, low), low)
+    return lows, np.where(at < 1e-12, np.maximum(1 - least, high), high)
 
 
 def percentiles(persons: int, level: float = 0.95) -> tuple[float, float]:

@@ -194,7 +194,7 @@ def operating_intervals(
     times, found = np.array(list(resampled(persons, samples, seed))), {}
     for name, kind in (("fmr", ~at.genuine), ("fnmr", at.genuine)):
         drawn = resampled_means(times, wrong[kind], query[kind], gallery[kind])
-        asked = len(np.union1d(query[kind], gallery[kind]))
+        asked = min(len(np.unique(side[kind])) for side in (query, gallery))
         (found[name],) = intervals(drawn[np.isfinite(drawn), None].tolist(), asked)
     return found
 

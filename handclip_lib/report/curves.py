@@ -68,16 +68,11 @@ def training_curves(
 
 
 def _hidden(history: pd.DataFrame) -> list[str]:
-    """Which variants lie under a later one, curve for curve: the same training by two names."""
-    of = {
-        name: part.iloc[:, 1:].to_numpy() for name, part in history.groupby("variant", sort=False)
-    }
-    return [
-        f"{one} lies under {other}"
-        for i, one in enumerate(of)
-        for other in list(of)[i + 1 :]
-        if np.array_equal(of[one], of[other], equal_nan=True)
-    ]
+    """Variants that lie under each other, curve for curve: the same training by several names."""
+    alike: dict[bytes, list[str]] = {}
+    for name, part in history.groupby("variant", sort=False):
+        alike.setdefault(part.iloc[:, 1:].to_numpy(float).tobytes(), []).append(str(name))
+    return [" = ".join(names) for names in alike.values() if len(names) > 1]
 
 
 def _panels(history: pd.DataFrame) -> dict[str, tuple[str, bool]]:

@@ -21,7 +21,7 @@ from handclip_lib.report.summary import CHAINED, STAGE1, losses_of
 from handclip_lib.schema import Params
 from handclip_lib.schema_base import Model, did_you_mean
 from handclip_lib.train import chain, pretrain, stages
-from handclip_lib.train.taught import persons_taught
+from handclip_lib.train.taught import Taught, persons_taught
 
 ZERO_SHOT = "zero_shot"
 _TRAINED = ("02_stage1", "03_stage2_losses", "04_prompt_learning")
@@ -44,7 +44,7 @@ class Contender:
     source: str = ""
     losses: str = "–"
     weights: str = ""
-    taught: Mapping[str, Sequence[int]] | None = None
+    taught: Taught | None = None
     image_passes: int | None = None
     seconds: float | None = None
     trained_parameters: int | None = None
@@ -72,7 +72,7 @@ class Contender:
         if not self.taught:
             return []
         asked = set(manifest.loc[manifest["split"].isin(parts), "pid"].tolist())
-        return sorted(persons_taught({"taught": self.taught}, table) & asked)
+        return sorted(persons_taught(self.taught, table) & asked)
 
 
 def lineup(run: Run, table: pd.DataFrame, manifest: pd.DataFrame) -> list[Contender]:
@@ -251,7 +251,7 @@ def _further(told: Model, p: Params) -> Contender:
 
 def _check_source(one: Contender) -> None:
     """Fail where a tower that `comparison.models` names can't be had."""
-    if one.source == _FURTHER and one.tower and not (one.weights or Path(one.tower.name).is_file()):
+    if one.tower and one.source == _FURTHER and not one.weights:
         find_source(one.tower.name, one.tower.pretrained)
 
 

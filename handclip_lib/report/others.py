@@ -11,13 +11,13 @@ import pandas as pd
 
 from handclip_lib.aspects import ASPECTS
 from handclip_lib.data import splits, tables
-from handclip_lib.data.check import listed
+from handclip_lib.data.check import listed, source_of
 from handclip_lib.evaluate.protocol import evaluate, per_query
 from handclip_lib.evaluate.retrieval import HEADLINE
 from handclip_lib.evaluate.scenarios import in_smaller_gallery
 from handclip_lib.evaluate.statistics import person_bootstrap
 from handclip_lib.models.weights import WeightsError
-from handclip_lib.params import ParamError, other_data, resolve
+from handclip_lib.params import ParamError, other_data
 from handclip_lib.report.compare import Tests, paired_tests
 from handclip_lib.report.lineup import Contender
 from handclip_lib.report.page import SHOWN
@@ -85,18 +85,12 @@ def places(
         split = there.split.model_copy(update={"select": "none", "legacy_tree": ""})
         there = there.model_copy(update={"split": split})
         photographs = tables.read(there)
-        if _lies_at(there, photographs) == _lies_at(p, table):
+        if source_of(photographs) == source_of(table):
             raise ParamError(f"comparison.others.{name}: these are the study's own photographs")
         rows = splits.manifest_for(there, photographs)
         tested = rows[rows["split"].isin(("query", "gallery"))]
         found[name] = Task(name, there, photographs, tested)
     return found
-
-
-def _lies_at(p: Params, table: pd.DataFrame) -> Path:
-    """A data set's folder, or the CSV of own photographs: several may lie in one folder."""
-    told = resolve(p.data.root).resolve()
-    return told if p.data.root and told.is_file() else Path(table.attrs["root"]).resolve()
 
 
 def named(place: Task) -> str:
@@ -148,7 +142,7 @@ def _there(
 
 
 def _left_out(models: Sequence[Contender], place: Task) -> dict[str, list[int]]:
-    taught = {one.name: persons_taught({"taught": one.taught or {}}, place.table) for one in models}
+    taught = {one.name: persons_taught(one.taught or {}, place.table) for one in models}
     found = {model: sorted(people) for model, people in taught.items() if people}
     for model, people in found.items():
         who = ", ".join(listed(people, 10))

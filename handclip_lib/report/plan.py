@@ -212,11 +212,7 @@ def _same_data(task: Task, table: pd.DataFrame) -> bool:
         return False
     try:
         return all(kept == splits.sha256(today) for kept, today in _shown(saved, task, table))
-    except (
-        SplitError,
-        TableError,
-        FileNotFoundError,
-    ):  # the run itself will say it, in its own report
+    except (SplitError, TableError, FileNotFoundError):  # the run will say it in its own report
         return False
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from handclip_lib.evaluate.statistics import holm, paired_test, person_bootstrap
 from handclip_lib.report.page import SHOWN, p_text, percent_cell, signed
-from handclip_lib.report.results import PLACE, Finished, persons_of
+from handclip_lib.report.results import PLACE, Finished, persons_of, place
 from handclip_lib.report.significance import star
 
 _COLUMNS = (
@@ -20,7 +20,7 @@ _COLUMNS = (
 
 
 def pooled(runs: list[Finished]) -> pd.DataFrame:
-    """One row a notebook, variant and metric over all its runs, of two or more, and one a tag.
+    """A row a notebook, variant and metric; of a sweep, a row a tag, too. Of two runs or more.
 
     Without a tag a variant is set against the `reference` that the notebook tests against; the
     variants of a run with a tag, as a sweep has them, against the same of the study itself, over
@@ -49,7 +49,7 @@ def pooled_table(table: pd.DataFrame) -> str:
     names = "".join(f"<th>{words}</th><th>difference</th>" for words in SHOWN.values())
     body = []
     for (notebook, reference), part in table.groupby(["notebook", "reference"], sort=False):
-        head = f"{notebook}, {part['runs'].max()} runs, {part['persons'].max()} persons"
+        head = f"{notebook}, {_most(part['runs'])} runs, {_most(part['persons'])} persons"
         body.append(
             f'<tr><th class="name" colspan="5">against {html.escape(str(reference))}'
             f" <small>{html.escape(head)}</small></th></tr>"
@@ -68,6 +68,10 @@ def pooled_table(table: pd.DataFrame) -> str:
         "his hands and all seeds. <b>★</b> holds: p at most 0.05. More in "
         '<a href="pooled.csv">pooled.csv</a>.</small></p>'
     )
+
+
+def _most(counts: pd.Series) -> str:
+    return f"{'up to ' if counts.nunique() > 1 else ''}{counts.max()}"
 
 
 def _cells(row: "pd.Series[Any]") -> str:
@@ -89,8 +93,8 @@ def _of_notebook(notebook: str, runs: list[Finished]) -> list[dict[str, Any]]:
 
 
 def _of_sweep(notebook: str, runs: list[Finished]) -> list[dict[str, Any]]:
-    plain = {_place(run): run for run in runs if not run.metrics["tag"]}
-    known = [(plain[_place(r)], r) for r in runs if r.metrics["tag"] and _place(r) in plain]
+    plain = {place(run): run for run in runs if not run.metrics["tag"]}
+    known = [(plain[place(run)], run) for run in runs if run.metrics["tag"] and place(run) in plain]
     rows = []
     for variant in dict.fromkeys(v for _, run in known for v in run.metrics.get("per_person", {})):
         pairs: dict[str, list[Any]] = {}
@@ -99,14 +103,10 @@ def _of_sweep(notebook: str, runs: list[Finished]) -> list[dict[str, Any]]:
             if asked and asked == _queries(run, variant):
                 pairs.setdefault(run.metrics["tag"], []).append(((base, variant), (run, variant)))
         several = {tag: of for tag, of in pairs.items() if len(of) > 1}
-        head = {"notebook": notebook, "reference": f"{variant} of the study itself"}
-        made = _rows(head | {"variant": variant}, "tag", several)
-        rows += made if any(row["difference"] for row in made) else []  # the sweep is not of it
+        head = {"notebook": notebook, "variant": variant}
+        if any(persons_of(*a) != persons_of(*b) for of in several.values() for a, b in of):
+            rows += _rows(head | {"reference": f"{variant} of the study itself"}, "tag", several)
     return rows
-
-
-def _place(run: Finished) -> tuple[str, int]:
-    return run.metrics["aspect"], run.metrics["seed"]
 
 
 def _queries(run: Finished, variant: str) -> dict[str, int]:

@@ -119,11 +119,11 @@ def results(runs: list[Finished]) -> pd.DataFrame:
     variant: `difference` (its mean less that one's) and, where both runs hold the scores of the
     same persons, its 95 % interval, the sign-flip test's `p`, and `p_holm` among all tags.
     """
-    plain = {_place(run): run for run in runs if not run.metrics["tag"]}
+    plain = {place(run): run for run in runs if not run.metrics["tag"]}
     rows = []
     for run in runs:
         m = run.metrics
-        base = plain.get(_place(run)) if m["tag"] else None
+        base = plain.get(place(run)) if m["tag"] else None
         head = [m[k] for k in ("study", "seed", "aspect", "notebook", "tag", "data")]
         tail = [m["manifest_sha256"], run.stamp["git"]["commit"]]
         for variant, gallery, metric, value, scores in _numbers(m):
@@ -196,8 +196,9 @@ def _over_seeds(runs: list[Finished], variant: str) -> tuple[Any, Any] | None:
     return person_bootstrap(np.repeat(scores, times, axis=0), np.repeat(who, times))
 
 
-def _place(run: Finished) -> tuple[Any, ...]:
-    return tuple(run.metrics[k] for k in ("notebook", "aspect", "seed"))
+def place(run: Finished) -> tuple[Any, ...]:
+    """What a run with a tag and the study's own must agree in, to be set against each other."""
+    return tuple(run.metrics[k] for k in ("notebook", "aspect", "seed", "data"))
 
 
 def _numbers(metrics: dict[str, Any]) -> list[tuple[str, str, str, Any, Any]]:

@@ -216,7 +216,9 @@ def _study_of(file: Path) -> Path | None:
 def _taught(held: Mapping[str, Any], path: Path | None) -> str:
     if not held:
         return "not recorded" if path is not None else "nobody by this kit's notebooks"
-    places = {data.partition(" #")[0]: who for data, who in held["taught"].items()}
+    places: dict[str, set[int | str]] = {}
+    for data, who in held["taught"].items():  # a folder that changed is there by each content
+        places.setdefault(re.sub(r" #[0-9a-f]{16}$", "", data), set()).update(who)
     counts = [f"{quantity(len(who), 'person')} of {data}" for data, who in places.items()]
     return ", ".join(counts) or "nobody"
 

@@ -229,7 +229,7 @@ def check_start(job: Job[Any]) -> Taught:
     manifest = job.manifest
     start, taught = _before(job)
     asked = manifest.loc[manifest["split"].isin(("query", "gallery", "select")), "pid"]
-    both = sorted(persons_taught({"taught": taught}, job.table) & set(asked.tolist()))
+    both = sorted(persons_taught(taught, job.table) & set(asked.tolist()))
     if both:
         words = (
             f"{start} was taught persons who are tested or held out here:"

@@ -7,24 +7,26 @@ from typing import Any
 
 import pandas as pd
 
-# By data set: `11k`, `HD`, or `own ROOT #DIGEST`; its persons' numbers, or digests of their names
+from handclip_lib.data.check import source_of
+
+# By data set: `11k`, `HD`, `drawn ROOT #DIGEST`; persons by number, own ones by digest of their id
 Taught = dict[str, list[int | str]]
 
 
-def persons_taught(held: Mapping[str, Any], table: pd.DataFrame) -> set[int]:
-    """Whom of a table's data set the weights of a checkpoint of ours were taught.
+def persons_taught(taught: Mapping[str, Any], table: pd.DataFrame) -> set[int]:
+    """Whom of a table's data set weights of ours were taught, by `taught` of their checkpoint.
 
     A folder is known again where it was moved or copied as it is, and where it changed in place;
-    its persons by their names where they have some, since a new one moves the numbers of others.
+    its persons by what their owner calls them, since a new name moves the numbers of others.
     """
-    here = _named(table)
-    found = {here.get(who, who) for who in _recorded(held["taught"], table)}
+    here = _own(table)
+    found = {here.get(who, who) for who in _recorded(taught, table)}
     return {pid for pid in found if isinstance(pid, int)}  # the rest are no longer here
 
 
 def also_taught(taught: Taught, table: pd.DataFrame, pids: Iterable[int]) -> Taught:
     """What is recorded of weights that were taught these persons of a table, too."""
-    called = {pid: name for name, pid in _named(table).items()}
+    called = {pid: name for name, pid in _own(table).items()}
     everybody = {*_recorded(taught, table), *(called.get(pid, pid) for pid in pids)}
     return taught | {_population(table): sorted(everybody, key=str)}
 
@@ -34,12 +36,13 @@ def _recorded(taught: Mapping[str, Any], table: pd.DataFrame) -> set[int | str]:
     return {who for data, people in taught.items() if _names(data) & here for who in people}
 
 
-def _named(table: pd.DataFrame) -> dict[str | int, int]:
-    """{digest of a name: pid}, where each person has one of his own; else nobody."""
-    people = table[["pid", "name"]].drop_duplicates() if "name" in table else pd.DataFrame()
-    if people.empty or not (people["pid"].is_unique and people["name"].is_unique):
+def _own(table: pd.DataFrame) -> dict[str | int, int]:
+    """{digest of what own photographs call a person: pid}; of other data sets nobody."""
+    if table["dataset"].iloc[0] != "own":
         return {}
-    digests = [hashlib.sha256(str(name).encode()).hexdigest()[:16] for name in people["name"]]
+    people = table.drop_duplicates("pid")
+    words = people["name" if table.attrs.get("named") else "pid"].astype(str)
+    digests = [hashlib.sha256(word.encode()).hexdigest()[:16] for word in words]
     return dict(zip(digests, people["pid"].tolist(), strict=True))
 
 
@@ -48,10 +51,13 @@ def _population(table: pd.DataFrame) -> str:
     dataset = str(table["dataset"].iloc[0])
     if dataset not in ("own", "drawn"):
         return dataset
-    root = Path(table.attrs["root"]).resolve()  # others have other persons by the same numbers
+    root = Path(table.attrs["root"])
     files = sorted(zip(table["image"], table["pid"], strict=True))
     rows = [f"{image} {pid} {_bytes(root / image)}\n" for image, pid in files]
-    return f"{dataset} {root} #{hashlib.sha256(''.join(rows).encode()).hexdigest()[:16]}"
+    # Others have other persons by the same numbers
+    return (
+        f"{dataset} {source_of(table)} #{hashlib.sha256(''.join(rows).encode()).hexdigest()[:16]}"
+    )
 
 
 def _bytes(photograph: Path) -> int:
