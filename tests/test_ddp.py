@@ -29,7 +29,7 @@ from handclip_lib.train.job import Job, Past, job_of
 from handclip_lib.train.ranks import sync_norms
 from handclip_lib.train.states import Task
 
-NEAR = {"rtol": 1e-5, "atol": 1e-5}
+NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order: 4e-5 on some processors
 STAGE = {
     "epochs": 3, "batch_size": 14, "lr": 1e-3, "head_epochs": 0, "layer_decay": 1.0,
     "save_seconds": 0, "sampler": {"type": "identity", "images": 3},

@@ -10,6 +10,7 @@ import toy_chain
 import toy_hands
 
 from handclip_lib.data import splits, tables
+from handclip_lib.data.check import source_of
 from handclip_lib.device import make_fabric
 from handclip_lib.evaluate.protocol import evaluate, per_query
 from handclip_lib.evaluate.scenarios import in_smaller_gallery
@@ -138,7 +139,7 @@ def test_default_folders_are_told_apart(study, home, monkeypatch):
     def folder(q):
         read.append(q.data.dataset)
         table = home.table.copy()
-        table.attrs = home.table.attrs | {"root": f"data/{q.data.dataset}"}
+        table.attrs = {"root": f"data/{q.data.dataset}", "title": "t"}
         return table
 
     monkeypatch.setattr(others.tables, "read", folder)
@@ -175,15 +176,14 @@ def test_whoever_was_taught_a_person_there_is_left_out_by_name(
     study, places, tuned, queries, capsys
 ):
     fabric, two = make_fabric(study), {name: places[name] for name in ("home", "right")}
-    root = Path(places["right"].table.attrs["root"]).resolve()
-    knows = replace(tuned, taught={f"own {root}": [51, 55, 56]})
+    knows = replace(tuned, taught=also_taught({}, places["right"].table, [51, 55, 56]))
     found = others.answered([FROZEN, knows], two, queries, fabric)["right"]
     said = capsys.readouterr().out
     assert said == "stage1 is left out of right: it was taught persons of it: 51, 55, 56\n"
     assert list(found.scores) == list(found.equal) == ["zero_shot"]
     assert found.left_out == {"stage1": [51, 55, 56]} and not found.tests  # without its reference
     assert list(others.wise_ft(knows, two, fabric).scores) == ["home"]
-    elsewhere = replace(tuned, taught={f"own {root.parent}": [55]})
+    elsewhere = replace(tuned, taught={f"own {source_of(places['right'].table).parent}": [55]})
     both = others.answered([elsewhere], two, queries, fabric)["right"]
     assert list(both.scores) == ["stage1"] and not both.left_out
 

@@ -22,6 +22,7 @@ from handclip_lib.schema import Params
 from handclip_lib.train import job, pretrain, stages, views
 from handclip_lib.train.contrast import first_convolution
 from handclip_lib.train.job import study_encoder
+from handclip_lib.train.taught import persons_taught
 
 PERSONS, SHOTS = 20, 4
 ASPECTS = ("dorsal_r", "palmar_r")
@@ -147,7 +148,7 @@ def test_a_stage_refuses_pretrained_weights_that_know_its_test_persons(table, tm
     p = told(tmp_path, pretrain={"epochs": 1})
     made = learn(p, table, tmp_path / "pre")
     pool = pretrain.pretrain_manifest(p, table)
-    (people,) = read_checkpoint(made.checkpoint)["taught"].values()
+    people = sorted(persons_taught(read_checkpoint(made.checkpoint)["taught"], table))
     assert people == sorted(pool.loc[pool["split"] == "train", "pid"].unique())
     manifest = manifest_for(p, table)
     swapped = manifest.assign(pid=manifest["pid"].replace({15: people[0], people[0]: 15}))
@@ -159,7 +160,7 @@ def test_a_tower_that_knows_test_persons_is_refused(table, tmp_path):
     """The study's own tower may be a file of ours, too."""
     p = told(tmp_path, pretrain={"epochs": 1})
     made = learn(p, table, tmp_path / "pre")
-    (people,) = read_checkpoint(made.checkpoint)["taught"].values()
+    people = sorted(persons_taught(read_checkpoint(made.checkpoint)["taught"], table))
     own = p.model.model_copy(update={"name": str(made.checkpoint), "pretrained": ""})
     known = p.model_copy(update={"model": own})
     manifest = manifest_for(p, table)

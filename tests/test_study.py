@@ -184,6 +184,12 @@ def shown(tmp_path, monkeypatch):
     def manifest(p, table):
         return pd.DataFrame({"split": ["train", "query"], "of": [p.aspect, p.data.root]})
 
+    def read(p):
+        table = pd.DataFrame({"aspect": ["dorsal_r"]})
+        table.attrs = {"title": TITLE, "root": p.data.root if p else "here"}
+        return table
+
+    monkeypatch.setattr(plan.tables, "read", read)
     monkeypatch.setattr(plan.splits, "manifest_for", manifest)
     monkeypatch.setattr(plan.splits, "sha256", lambda m: " ".join(m["of"]))
     return tmp_path
